@@ -1,0 +1,1 @@
+"""The command line: argv dialect, one module per command, renderers, sentences."""

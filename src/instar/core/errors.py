@@ -1,0 +1,221 @@
+"""Errors by whose fault they are, with facts as fields. The one place that turns facts into a sentence.
+
+Law: nothing but these classes leaves the library. What crossed from a cell is hostile text: it is capped
+and escaped here before anybody prints it.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: The closed list of what can be wrong with an image.
+IMAGE_KINDS = (
+    "invalid-format",
+    "unsupported-feature",
+    "corrupt",
+    "out-of-bounds",
+    "too-large",
+    "not-found",
+    "denied",
+)
+SANDBOX_KINDS = ("unavailable", "died", "protocol", "limit")
+
+EXIT_FAILURE = 1
+EXIT_SANDBOX = 70
+EXIT_INTERNAL = 71
+
+#: Longest text of a detail that may come out of a cell.
+MAX_DETAIL = 400
+
+
+def printable(text: str | bytes, limit: int = 4096) -> str:
+    r"""Escape control characters and undecodable bytes, and cap the length, so a terminal is safe.
+
+    >>> print(printable(b"a\x1b[2Jb"))
+    a\x1b[2Jb
+    """
+    if isinstance(text, bytes):
+        text = text[: 4 * limit].decode("utf-8", "surrogateescape")
+    out = []
+    for char in text[:limit]:
+        code = ord(char)
+        if code < 0x20 or 0x7F <= code < 0xA0:
+            out.append(f"\\x{code:02x}")
+        elif 0xDC80 <= code <= 0xDCFF:
+            out.append(f"\\x{code - 0xDC00:02x}")
+        elif 0xD800 <= code <= 0xDFFF or 0x2028 <= code <= 0x202E or 0x2066 <= code <= 0x2069:
+            out.append(f"\\u{code:04x}")
+        else:
+            out.append(char)
+    if len(text) > limit:
+        out.append("…")
+    return "".join(out)
+
+
+class InstarError(Exception):
+    """What every error of the library is. ``str(error)`` is one line and safe to print."""
+
+    exit_code = EXIT_FAILURE
+    kind = "error"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    def sentence(self) -> str:
+        """Say what is wrong in one line."""
+        return printable(self.detail)
+
+    def facts(self) -> dict[str, object]:
+        """Return the fields as JSON-able values, for scripts."""
+        return {"class": type(self).__name__, "kind": self.kind, "message": self.sentence()}
+
+    def __str__(self) -> str:
+        return self.sentence()
+
+
+class OptionError(InstarError):
+    """The caller's words are wrong.
+
+    Attributes:
+        code: stable identifier of the rule that was broken, such as ``unknown-option`` or
+            ``qcow2-cluster-size``; other wordings of the same verdict are looked up by it.
+        values: what the sentence is about (``key``, ``value``, ``accepted`` …).
+    """
+
+    kind = "option"
+
+    def __init__(self, code: str, detail: str, **facts: object) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.values: Mapping[str, object] = facts
+
+    def facts(self) -> dict[str, object]:
+        """Return the fields as JSON-able values, for scripts."""
+        return {**super().facts(), "code": self.code, **{k: v for k, v in self.values.items() if v is not None}}
+
+
+class ImageError(InstarError):
+    """The bytes of an image are wrong, or ask for what is not given.
+
+    Attributes:
+        kind: one of ``IMAGE_KINDS``.
+        structure, field: the names the format's specification uses.
+        offset: host offset in bytes of the structure or field, where known.
+        value, limit: what was read, and what it was compared with.
+        format: name of the format.
+        path: the file, filled in by the host.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        structure: str,
+        detail: str,
+        *,
+        field: str | None = None,
+        offset: int | None = None,
+        value: int | None = None,
+        limit: int | None = None,
+        format: str | None = None,
+        path: str | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.structure = structure
+        self.field = field
+        self.offset = offset
+        self.value = value
+        self.limit = limit
+        self.format = format
+        self.path = path
+
+    def sentence(self) -> str:
+        """Say what is wrong in one line: file, format, structure, what, and the numbers."""
+        parts = []
+        if self.path is not None:
+            parts.append(printable(self.path))
+        subject = " ".join(printable(p, 80) for p in (self.format, self.structure) if p)
+        if subject:
+            parts.append(subject)
+        line = ": ".join([*parts, printable(self.detail, MAX_DETAIL)])
+        numbers = []
+        if self.value is not None:
+            numbers.append(f"{printable(self.field or 'value', 80)} = {self.value}")
+        elif self.field is not None:
+            numbers.append(printable(self.field, 80))
+        if self.limit is not None:
+            numbers.append(f"limit {self.limit}")
+        if self.offset is not None:
+            numbers.append(f"at byte {self.offset}")
+        return f"{line} ({', '.join(numbers)})" if numbers else line
+
+    def facts(self) -> dict[str, object]:
+        """Return the fields as JSON-able values, for scripts."""
+        named = {
+            "format": self.format,
+            "structure": self.structure,
+            "field": self.field,
+            "offset": self.offset,
+            "value": self.value,
+            "limit": self.limit,
+            "path": self.path,
+        }
+        return {**super().facts(), **{k: v for k, v in named.items() if v is not None}}
+
+
+class HostError(InstarError):
+    """The operating system refused: ``errno``, ``path``, and what was tried (``action``)."""
+
+    kind = "host"
+
+    def __init__(self, errno: int, path: str, action: str, *, strerror: str | None = None, hint: str = "") -> None:
+        super().__init__(hint)
+        self.errno = errno
+        self.path = path
+        self.action = action
+        self.strerror = strerror or _strerror(errno)
+
+    def sentence(self) -> str:
+        """Say what could not be done with which file, and why."""
+        line = f"{printable(self.path)}: cannot {self.action}: {self.strerror}"
+        return f"{line}; {printable(self.detail)}" if self.detail else line
+
+    def facts(self) -> dict[str, object]:
+        """Return the fields as JSON-able values, for scripts."""
+        return {**super().facts(), "errno": self.errno, "path": self.path, "action": self.action}
+
+
+class SandboxError(InstarError):
+    """The cell failed: it could not be had, died, broke the protocol or passed a limit."""
+
+    exit_code = EXIT_SANDBOX
+
+    def __init__(self, kind: str, detail: str, *, path: str | None = None) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.path = path
+
+    def sentence(self) -> str:
+        """Say what became of the cell."""
+        line = f"sandbox {self.kind}: {printable(self.detail, MAX_DETAIL)}"
+        return f"{printable(self.path)}: {line}" if self.path else line
+
+
+class InternalError(InstarError):
+    """A fault of instar itself. Never the fault of an image or a caller."""
+
+    kind = "internal"
+    exit_code = EXIT_INTERNAL
+
+    def sentence(self) -> str:
+        """Ask for a report."""
+        return f"internal error, please report it: {printable(self.detail, MAX_DETAIL)}"
+
+
+def _strerror(errno: int) -> str:
+    import os  # the pure rooms never get here: only the host makes a HostError
+
+    return os.strerror(errno)

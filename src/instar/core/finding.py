@@ -1,0 +1,76 @@
+"""What a check finds, and the totals that decide an exit code."""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from instar.core.wire import Wire
+
+#: ``corruption``: data can be lost or misread. ``leak``: space is lost, data is safe. ``error``: the check
+#: itself could not look at a part. ``warning``: unusual, harmless; never changes an exit code.
+SEVERITIES = ("corruption", "leak", "error", "warning")
+
+#: Findings beyond this many are counted but not kept.
+MAX_FINDINGS = 1000
+
+
+class Finding:
+    """One result of a check: how bad, which structure (the specification's word), what, where (host offset)."""
+
+    __slots__ = ("detail", "offset", "severity", "structure")
+
+    def __init__(self, severity: str, structure: str, detail: str, *, offset: int | None = None) -> None:
+        self.severity = severity
+        self.structure = structure
+        self.detail = detail
+        self.offset = offset
+
+    def __repr__(self) -> str:
+        return f"Finding({self.severity!r}, {self.structure!r}, {self.detail!r}, offset={self.offset})"
+
+
+class Report:
+    """The findings of one check and its totals, in the units that qemu-img prints.
+
+    ``image_end_offset`` … ``compressed_clusters`` stay ``None`` where a format does not count them.
+    """
+
+    __slots__ = (
+        "allocated_clusters",
+        "check_errors",
+        "compressed_clusters",
+        "corruptions",
+        "findings",
+        "fragmented_clusters",
+        "image_end_offset",
+        "leaks",
+        "total_clusters",
+    )
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        self.corruptions = 0
+        self.leaks = 0
+        self.check_errors = 0
+        self.image_end_offset: int | None = None
+        self.total_clusters: int | None = None
+        self.allocated_clusters: int | None = None
+        self.fragmented_clusters: int | None = None
+        self.compressed_clusters: int | None = None
+
+    def add(self, severity: str, structure: str, detail: str, *, offset: int | None = None, count: int = 1) -> None:
+        """Count ``count`` findings of a severity and keep one, as long as there is room."""
+        if severity == "corruption":
+            self.corruptions += count
+        elif severity == "leak":
+            self.leaks += count
+        elif severity == "error":
+            self.check_errors += count
+        if len(self.findings) < MAX_FINDINGS:
+            self.findings.append(Finding(severity, structure, detail, offset=offset))
+
+    def to_wire(self) -> Wire:
+        """Return the report as values that cross the seam."""
+        rows: list[Wire] = [[f.severity, f.structure, f.detail, f.offset] for f in self.findings]
+        totals: dict[str, Wire] = {name: getattr(self, name) for name in self.__slots__ if name != "findings"}
+        return {"findings": rows, **totals}

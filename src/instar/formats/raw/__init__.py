@@ -1,0 +1,1 @@
+"""raw: plain bytes, no metadata. See README.md in this folder."""

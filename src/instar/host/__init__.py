@@ -1,0 +1,1 @@
+"""Has rights: files, the backing policy, atomic output; one module per operation."""

@@ -1,0 +1,1 @@
+"""How a cell is made and what limits it has. Knows no format."""

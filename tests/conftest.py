@@ -1,0 +1,1 @@
+"""Fixtures and the count of skips."""
