@@ -1,0 +1,257 @@
+"""Read what a VMDK says about itself: header and descriptor, or a descriptor and the extents that it names.
+
+Law: any bytes give facts or an ``ImageError``. Files are named to the host by role and never opened here;
+an extent is read only through the reader that the host passes back.
+"""
+
+from __future__ import annotations
+
+from instar.core.errors import ImageError, printable
+from instar.core.image import ImageFacts, Reference
+from instar.core.reader import read_exact, read_padded
+from instar.core.units import INT64_MAX
+from instar.formats.vmdk import descriptor
+from instar.formats.vmdk.extent import Extent, open_cowd, open_hosted, open_sesparse, open_sparse
+from instar.formats.vmdk.ondisk import (
+    COWD_MAGIC,
+    DESCRIPTOR_BYTES,
+    DESCRIPTOR_OFFSET,
+    DESCRIPTOR_TYPES,
+    EMBEDDED_TYPES,
+    FORMAT,
+    MAGIC,
+    MAX_DESCRIPTOR_FILE,
+    SECTOR,
+    SESPARSE_MAGIC,
+    SparseExtentHeader,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from instar.core.reader import Reader
+    from instar.core.wire import Wire
+
+
+class Disk:
+    """A VMDK as a whole.
+
+    Attributes:
+        extents: in order of the virtual disk.
+        create_type: as QEMU shows it.
+        text: the descriptor, up to its first NUL.
+        lines: its extent lines if the descriptor decides which files there are, else empty.
+        cid, parent_cid: 32 bits each.
+        parent: name of the backing file, or ``None``.
+        complete: every extent's file is there.
+        embedded: one file, header and descriptor in it.
+    """
+
+    __slots__ = ("cid", "complete", "create_type", "embedded", "extents", "lines", "parent", "parent_cid", "text")
+
+    def __init__(self, text: bytes, identity: bytes) -> None:
+        self.text = text
+        self.cid = descriptor.content_id(identity)
+        self.parent_cid = descriptor.content_id(identity, parent=True)
+        self.parent = descriptor.parent_name(text)
+        self.extents: list[Extent] = []
+        self.lines: list[descriptor.ExtentLine] = []
+        self.create_type = ""
+        self.complete = True
+        self.embedded = True
+
+
+def is_descriptor(head: bytes) -> bool:
+    """Tell whether a file that starts with ``head`` is a text descriptor, as QEMU's probe does (512 bytes of it)."""
+    return descriptor.is_text_descriptor(head)
+
+
+def open_disk(image: Reader, parts: Sequence[Reader | None]) -> Disk:
+    """Read header, descriptor and extents; see ``info``.
+
+    Raises:
+        ImageError: any kind.
+    """
+    magic = read_padded(image, 0, 4)
+    if magic == MAGIC:
+        header = SparseExtentHeader.unpack(read_padded(image, 0, SparseExtentHeader.SIZE))
+        if header.descriptor_offset * SECTOR not in (0, DESCRIPTOR_OFFSET):
+            raise ImageError(
+                "unsupported-feature",
+                "sparse extent header",
+                "the descriptor is not in the second sector, the only place where QEMU reads it",
+                field="descriptorOffset",
+                value=header.descriptor_offset,
+            )
+        if header.capacity == 0 and header.descriptor_offset:
+            return _from_embedded_text(image, parts)
+        return _embedded(image, open_hosted(image))
+    if magic == COWD_MAGIC:
+        return _embedded(image, open_cowd(image))
+    if magic == SESPARSE_MAGIC.to_bytes(8, "little")[:4]:
+        raise ImageError(
+            "unsupported-feature",
+            "image",
+            "this is one extent (seSparse) of a disk; open the descriptor file that names it",
+        )
+    text = descriptor.c_text(read_exact(image, 0, min(image.size, MAX_DESCRIPTOR_FILE), "descriptor"))
+    return _named(text, parts)
+
+
+def _embedded_text(image: Reader) -> bytes:
+    """Return the descriptor in the second sector and the 19 after it."""
+    return descriptor.window(read_padded(image, DESCRIPTOR_OFFSET, DESCRIPTOR_BYTES))
+
+
+def _embedded(image: Reader, extent: Extent) -> Disk:
+    """Describe a disk of one file."""
+    text = _embedded_text(image)
+    if not text:
+        raise ImageError(
+            "invalid-format",
+            "descriptor",
+            "the file has no descriptor; an extent of a larger disk is opened through the disk's descriptor file",
+            offset=DESCRIPTOR_OFFSET,
+        )
+    disk = Disk(text, text)
+    disk.extents = [extent]
+    if extent.compressed:
+        disk.create_type = "streamOptimized"
+    elif extent.layout == "hosted":
+        disk.create_type = "monolithicSparse"
+    return disk
+
+
+def _from_embedded_text(image: Reader, parts: Sequence[Reader | None]) -> Disk:
+    """Describe a file whose header says 0 sectors: only its descriptor counts.
+
+    qemu-img makes such a file for a disk of 0 bytes, and cannot open it; here it is an empty disk.
+    """
+    data = read_padded(image, DESCRIPTOR_OFFSET, min(image.size, MAX_DESCRIPTOR_FILE))
+    text = descriptor.c_text(data)
+    if _text(descriptor.create_type(text)) in EMBEDDED_TYPES:
+        return _embedded(image, open_hosted(image))
+    return _named(text, parts)
+
+
+def _named(text: bytes, parts: Sequence[Reader | None]) -> Disk:
+    """Describe a disk whose descriptor names its extents."""
+    create_type = _text(descriptor.create_type(text))
+    if create_type not in DESCRIPTOR_TYPES:
+        raise ImageError(
+            "unsupported-feature",
+            "descriptor",
+            f"a descriptor file of type '{printable(create_type, 40)}' is not read",
+            field="createType",
+        )
+    disk = Disk(text, descriptor.window(text))
+    disk.create_type = create_type
+    disk.embedded = False
+    disk.lines = descriptor.extent_lines(text)
+    disk.complete = bool(parts)
+    if not disk.lines:
+        raise ImageError("invalid-format", "descriptor", "the descriptor names no extent")
+    for number, line in enumerate(disk.lines):
+        reader = parts[number] if number < len(parts) else None
+        if reader is None and disk.complete:
+            raise ImageError(
+                "denied",
+                f"extents.{number}",
+                f"the extent file '{printable(line.name, 200)}' was not granted:"
+                " it is not there, or the policy for files that images name does not allow it",
+            )
+        extent = _open_part(line, reader)
+        extent.role = f"extents.{number}"
+        extent.name = line.name
+        extent.kind = line.kind.decode()
+        extent.said_sectors = line.sectors
+        disk.extents.append(extent)
+        if extent.compressed:
+            disk.create_type = "streamOptimized"
+    return disk
+
+
+def _open_part(line: descriptor.ExtentLine, reader: Reader | None) -> Extent:
+    """Read the extent that a line describes; what is not yet granted is believed to be as long as said."""
+    if line.kind in descriptor.FLAT_KINDS or reader is None:
+        extent = Extent("flat", line.sectors, reader)
+        extent.flat_start = line.offset * SECTOR
+        return extent
+    try:
+        if line.kind in descriptor.SESPARSE_KINDS:
+            return open_sesparse(reader)
+        if read_padded(reader, 0, 4) == MAGIC:
+            header = SparseExtentHeader.unpack(read_padded(reader, 0, SparseExtentHeader.SIZE))
+            if header.capacity == 0 and header.descriptor_offset:
+                raise ImageError("unsupported-feature", "extent", "the extent is itself a disk with extents")
+        return open_sparse(reader)
+    except ImageError as error:
+        error.structure = f"{printable(line.name, 60)}: {error.structure}"
+        raise
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _specific(disk: Disk) -> dict[str, Wire]:
+    """Return QEMU's format-specific information. ``filename`` is the name in the descriptor, not yet a path."""
+    extents: list[Wire] = []
+    for extent in disk.extents:
+        row: dict[str, Wire] = {"compressed": True} if extent.compressed else {}
+        row["virtual-size"] = extent.sectors * SECTOR
+        row["filename"] = _text(extent.name)
+        if extent.layout != "flat":
+            row["cluster-size"] = extent.grain * SECTOR
+        row["format"] = extent.kind
+        extents.append(row)
+    data: dict[str, Wire] = {
+        "cid": disk.cid,
+        "parent-cid": disk.parent_cid,
+        "create-type": disk.create_type,
+        "extents": extents,
+    }
+    return {"type": FORMAT, "data": data}
+
+
+def info(image: Reader, parts: Sequence[Reader | None], *, generation: tuple[int, int]) -> ImageFacts:
+    """Describe a VMDK. Nothing shown depends on ``generation``.
+
+    The extents that a descriptor names are required references ``extents.0``, ``extents.1`` …; on the first
+    pass (``parts`` is empty) sizes are the descriptor's and ``format_specific`` is ``None``. In
+    ``format_specific`` the ``filename`` of an extent is the name as written in the descriptor, empty for the
+    image itself: the host, which knows paths, puts them in. ``extra["extents"]`` holds the role of each.
+    ``extra["cid"]`` is the CID that a child of this disk records.
+
+    Raises:
+        ImageError: any kind; ``denied``, an extent was not granted.
+    """
+    disk = open_disk(image, parts)
+    first = disk.extents[0]
+    alike = all(
+        (e.layout == "flat", e.compressed, e.grain) == (first.layout == "flat", first.compressed, first.grain)
+        for e in disk.extents
+    )
+    sectors = sum(extent.sectors for extent in disk.extents)
+    if sectors > INT64_MAX // SECTOR:
+        raise ImageError("too-large", "descriptor", "the extents together are too long", value=sectors)
+    references = [
+        Reference(extent.role, extent.name, required=True) for extent in disk.extents if extent.role != "file"
+    ]
+    if disk.parent is not None:
+        references.append(Reference("backing", disk.parent, format=FORMAT))
+    return ImageFacts(
+        FORMAT,
+        sectors * SECTOR,
+        cluster_size=first.grain * SECTOR if alike and first.grain else None,
+        references=references,
+        format_specific=_specific(disk) if disk.complete else None,
+        extra={
+            "cid": disk.cid,
+            "parent_cid": disk.parent_cid,
+            "extents": [extent.role for extent in disk.extents],
+        },
+        # QEMU has no dirty flag to show when the extents are of different kinds.
+        has_dirty_flag=alike,
+    )
