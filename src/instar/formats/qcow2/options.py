@@ -1,0 +1,320 @@
+"""What can be chosen when a qcow2 image is made, and the rules between the choices.
+
+Law: the rules are judged in qemu-img's order, so that of two mistakes the same one is reported: values of
+single options first, in the order of QEMU's ``BlockdevCreateOptionsQcow2``, then the rules between them.
+"""
+
+from __future__ import annotations
+
+from instar.core.errors import OptionError
+from instar.core.options import Option
+from instar.core.units import SECTOR, UINT64_MAX, GiB, KiB, align_up, format_size, is_power_of_two
+from instar.formats.qcow2.allocate import refcount_blocks
+from instar.formats.qcow2.first_cluster import first_cluster
+from instar.formats.qcow2.layout import Layout, check_size
+from instar.formats.qcow2.ondisk import (
+    COMPRESSION_NAMES,
+    FORMAT,
+    MAX_CLUSTER_BITS,
+    MAX_CLUSTER_OFFSET,
+    MAX_REFCOUNT_TABLE_SIZE,
+    MIN_CLUSTER_BITS,
+    MIN_CLUSTER_BITS_EXTENDED_L2,
+    REFCOUNT_ORDER_V2,
+    REFCOUNT_TABLE_ENTRY_SIZE,
+    Header,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from instar.core.options import Settings
+    from instar.core.plan import Backing
+
+#: Largest disk that QEMU's block layer takes: a signed 64-bit offset, less 1 GiB for rounding up.
+MAX_DISK = (1 << 63) - GiB
+
+#: Every driver that QEMU 7.2 to 11.1 accepts as the recorded format of a backing file: formats, then the rest.
+BACKING_FORMATS = (
+    *("raw", "qcow2", "qcow", "qed", "vmdk", "vhdx", "vpc", "vdi", "parallels", "luks", "bochs", "cloop", "dmg"),
+    *("vvfat", "file", "host_device", "host_cdrom", "nbd", "http", "https", "ftp", "ftps", "ssh", "nfs", "iscsi"),
+    *("rbd", "gluster", "nvme", "io_uring", "nvme-io_uring", "virtio-blk-vfio-pci", "virtio-blk-vhost-user"),
+    *("virtio-blk-vhost-vdpa", "null-aio", "null-co", "quorum", "replication", "throttle", "compress"),
+    *("preallocate", "copy-on-read", "copy-before-write", "snapshot-access", "blkdebug", "blklogwrites"),
+    *("blkreplay", "blkverify"),
+)
+
+ENCRYPTION = Option(
+    "encryption", "bool", "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)"
+)
+ENCRYPT_FORMAT = Option(
+    "encrypt.format",
+    "choice",
+    "Encrypt the image, format choices: 'aes', 'luks'",
+    choices=("aes", "luks"),
+    aliases={"qcow": "aes"},
+    qapi="format",
+)
+ENCRYPT_DETAILS = (
+    Option("encrypt.key-secret", "str", "ID of secret providing qcow AES key or LUKS passphrase"),
+    Option("encrypt.cipher-alg", "str", "Name of encryption cipher algorithm"),
+    Option("encrypt.cipher-mode", "str", "Name of encryption cipher mode"),
+    Option("encrypt.ivgen-alg", "str", "Name of IV generator algorithm"),
+    Option("encrypt.ivgen-hash-alg", "str", "Name of IV generator hash algorithm"),
+    Option("encrypt.hash-alg", "str", "Name of encryption hash algorithm"),
+    Option("encrypt.iter-time", "num", "Time to spend in PBKDF in milliseconds"),
+)
+CLUSTER_SIZE = Option(
+    "cluster_size",
+    "size",
+    "qcow2 cluster size",
+    default=64 * KiB,
+    shown="65536",
+    note="A power of two from 512 bytes to 2 MiB. It limits the disk: 128 GiB, 8 TiB with 4 KiB, 2 PiB with 64 KiB.",
+)
+EXTENDED_L2 = Option(
+    "extended_l2",
+    "bool",
+    "Extended L2 tables",
+    default=False,
+    shown="off",
+    note="Divides a cluster into 32 subclusters that are allocated one by one. Clusters of 16 KiB or more.",
+)
+PREALLOCATION = Option(
+    "preallocation",
+    "choice",
+    "Preallocation mode (allowed values: off, metadata, falloc, full)",
+    default="off",
+    choices=("off", "metadata", "falloc", "full"),
+    note="metadata: tables map every cluster. falloc: and space is reserved. full: and written with zeros.",
+)
+COMPRESSION_TYPE = Option(
+    "compression_type",
+    "choice",
+    "Compression method used for image cluster compression",
+    default="zlib",
+    shown="zlib",
+    choices=COMPRESSION_NAMES,
+    qapi="compression-type",
+    since=(5, 1),
+)
+KEEP_DATA_FILE = Option(
+    "keep_data_file",
+    "bool",
+    "Assume the external data file already exists and do not overwrite it",
+    since=(11, 1),
+)
+SIZE = Option("size", "size", "Virtual disk size", note="Rounded up to 512 bytes.")
+COMPAT = Option(
+    "compat",
+    "choice",
+    "Compatibility level (v2 [0.10] or v3 [1.1])",
+    default="v3",
+    choices=("v2", "v3"),
+    aliases={"0.10": "v2", "1.1": "v3"},
+    qapi="version",
+)
+BACKING_FILE = Option("backing_file", "str", "File name of a base image")
+BACKING_FMT = Option(
+    "backing_fmt", "choice", "Image format of the base image", choices=BACKING_FORMATS, qapi="backing-fmt"
+)
+DATA_FILE = Option("data_file", "str", "File name of an external data file")
+DATA_FILE_RAW = Option("data_file_raw", "bool", "The external data file must stay valid as a raw image")
+LAZY_REFCOUNTS = Option("lazy_refcounts", "bool", "Postpone refcount updates", default=False, shown="off")
+REFCOUNT_BITS = Option(
+    "refcount_bits",
+    "num",
+    "Width of a reference count entry in bits",
+    default=1 << REFCOUNT_ORDER_V2,
+    shown="16",
+    note="1, 2, 4, 8, 16, 32 or 64.",
+)
+
+CREATE: tuple[Option, ...] = (
+    *(ENCRYPTION, ENCRYPT_FORMAT, *ENCRYPT_DETAILS, CLUSTER_SIZE, EXTENDED_L2, PREALLOCATION, COMPRESSION_TYPE),
+    *(KEEP_DATA_FILE, SIZE, COMPAT, BACKING_FILE, BACKING_FMT, DATA_FILE, DATA_FILE_RAW, LAZY_REFCOUNTS),
+    REFCOUNT_BITS,
+)
+
+
+def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, int | bool | str]:
+    """Judge the choices for a disk of ``size`` bytes and fill in the rest.
+
+    Returns:
+        ``version`` (2 or 3), ``cluster_size``, ``refcount_bits``, ``extended_l2``, ``lazy_refcounts``,
+        ``compression_type``, ``preallocation``.
+
+    Raises:
+        OptionError: ``bad-choice``, ``not-yet``, ``image-too-large`` or a rule's own code, ``qcow2-…``.
+    """
+    compat = COMPAT.pick(given.text(COMPAT))
+    backing_fmt = backing.format if backing is not None else given.text(BACKING_FMT)
+    if backing_fmt is not None:
+        BACKING_FMT.pick(backing_fmt)
+    _encryption(given)
+    chosen: dict[str, int | bool | str] = {
+        "version": int(compat[1:]),
+        "cluster_size": given.number(CLUSTER_SIZE),
+        "refcount_bits": given.number(REFCOUNT_BITS),
+        "extended_l2": given.flag(EXTENDED_L2),
+        "lazy_refcounts": given.flag(LAZY_REFCOUNTS),
+        "preallocation": PREALLOCATION.pick(given.text(PREALLOCATION)),
+        "compression_type": COMPRESSION_TYPE.pick(given.text(COMPRESSION_TYPE)),
+    }
+    _clusters(chosen)
+    _backing(chosen, backing is not None or BACKING_FILE.name in given.values, backing_fmt)
+    _refcounts(chosen)
+    _data_file(given)
+    if chosen["compression_type"] != "zlib":
+        _needs_v3(chosen, COMPRESSION_TYPE, "qcow2-compression-type-version")
+    _size(size, chosen)
+    if backing is not None:
+        bits = int(chosen["cluster_size"]).bit_length() - 1
+        header = Header(
+            version=int(chosen["version"]),
+            cluster_bits=bits,
+            size=0,
+            l1_size=0,
+            l1_table_offset=0,
+            refcount_table_offset=0,
+            refcount_table_clusters=0,
+        )
+        first_cluster(header, chosen, backing_file=backing.name, backing_fmt=backing.format)
+    return chosen
+
+
+def _encryption(given: Settings) -> None:
+    """Refuse what is wrong about encryption, and then encryption."""
+    on = given.flag(ENCRYPTION)
+    format = given.text(ENCRYPT_FORMAT)
+    details = [row for row in ENCRYPT_DETAILS if row.name in given.values]
+    if on and format is not None:
+        raise OptionError(
+            "qcow2-encryption-twice",
+            "give either 'encrypt.format' or its alias 'encryption', not both",
+            key=ENCRYPTION.name,
+        )
+    if format is not None:
+        ENCRYPT_FORMAT.pick(format)
+        raise _not_yet(ENCRYPT_FORMAT)
+    if on:
+        raise _not_yet(ENCRYPTION)
+    if details:
+        raise OptionError(
+            "qcow2-encrypt-format-missing",
+            f"option '{details[0].name}' has no effect without 'encrypt.format'; add encrypt.format=luks",
+            key=details[0].name,
+        )
+
+
+def _not_yet(row: Option) -> OptionError:
+    return OptionError("not-yet", f"option '{row.name}' of qcow2 is not implemented yet", key=row.name, format=FORMAT)
+
+
+def _needs_v3(chosen: dict[str, int | bool | str], row: Option, code: str) -> None:
+    if chosen["version"] == 2:
+        raise OptionError(
+            code,
+            f"option '{row.name}' needs version 3 of the format, and this is compat=v2; use compat=v3",
+            key=row.name,
+            value=chosen[row.name],
+        )
+
+
+def _clusters(chosen: dict[str, int | bool | str]) -> None:
+    """Judge the size of a cluster, and of its parts."""
+    extended = chosen["extended_l2"]
+    size = int(chosen["cluster_size"])
+    if extended:
+        _needs_v3(chosen, EXTENDED_L2, "qcow2-extended-l2-version")
+    if not (1 << MIN_CLUSTER_BITS <= size <= 1 << MAX_CLUSTER_BITS and is_power_of_two(size)):
+        raise OptionError(
+            "qcow2-cluster-size",
+            f"option 'cluster_size' is a power of two from {1 << MIN_CLUSTER_BITS} bytes"
+            f" to {format_size(1 << MAX_CLUSTER_BITS)}, not {size} bytes",
+            key=CLUSTER_SIZE.name,
+            value=size,
+        )
+    if extended and size < 1 << MIN_CLUSTER_BITS_EXTENDED_L2:
+        raise OptionError(
+            "qcow2-extended-l2-cluster-size",
+            f"option 'extended_l2' needs clusters of {1 << MIN_CLUSTER_BITS_EXTENDED_L2} bytes or more, not {size}",
+            key=EXTENDED_L2.name,
+            value=size,
+            limit=1 << MIN_CLUSTER_BITS_EXTENDED_L2,
+        )
+
+
+def _backing(chosen: dict[str, int | bool | str], named: bool, backing_fmt: str | None) -> None:
+    """Judge what is said about a backing file."""
+    if named and chosen["preallocation"] != "off" and not chosen["extended_l2"]:
+        raise OptionError(
+            "qcow2-backing-preallocation",
+            "preallocated clusters would hide the backing file;"
+            " use extended_l2=on, with which they need not, or preallocation=off",
+            key=PREALLOCATION.name,
+            value=chosen["preallocation"],
+        )
+    if backing_fmt is not None and not named:
+        raise OptionError(
+            "qcow2-backing-format-alone",
+            "option 'backing_fmt' has no effect without a backing file; name it with -b",
+            key=BACKING_FMT.name,
+            value=backing_fmt,
+        )
+
+
+def _refcounts(chosen: dict[str, int | bool | str]) -> None:
+    """Judge how refcounts are stored."""
+    bits = int(chosen["refcount_bits"])
+    if chosen["lazy_refcounts"]:
+        _needs_v3(chosen, LAZY_REFCOUNTS, "qcow2-lazy-refcounts-version")
+    if bits > 64 or not is_power_of_two(bits):
+        raise OptionError(
+            "qcow2-refcount-bits",
+            f"option 'refcount_bits' is 1, 2, 4, 8, 16, 32 or 64, not {bits}",
+            key=REFCOUNT_BITS.name,
+            value=bits,
+        )
+    if bits != 1 << REFCOUNT_ORDER_V2:
+        _needs_v3(chosen, REFCOUNT_BITS, "qcow2-refcount-bits-version")
+
+
+def _data_file(given: Settings) -> None:
+    """Refuse what is wrong about external data files, and then external data files."""
+    if DATA_FILE.name in given.values:
+        raise _not_yet(DATA_FILE)
+    if given.flag(DATA_FILE_RAW):
+        raise OptionError(
+            "qcow2-data-file-raw-alone",
+            "option 'data_file_raw' has no effect without 'data_file'",
+            key=DATA_FILE_RAW.name,
+        )
+    if given.flag(KEEP_DATA_FILE):
+        raise OptionError(
+            "qcow2-keep-data-file-alone",
+            "option 'keep_data_file' has no effect without 'data_file'",
+            key=KEEP_DATA_FILE.name,
+        )
+
+
+def _size(size: int, chosen: dict[str, int | bool | str]) -> None:
+    """Refuse disks that the tables cannot map, and images whose clusters they cannot count."""
+    rounded = align_up(size, SECTOR)
+    if rounded > MAX_DISK:
+        code = "qcow2-size-negative" if rounded >= 1 << 63 else "qcow2-size-offset"
+        raise OptionError(
+            code,
+            f"a disk has at most {MAX_DISK} bytes, not {size}",
+            key=SIZE.name,
+            value=rounded & UINT64_MAX,
+            limit=MAX_DISK,
+        )
+    cluster_size, extended = int(chosen["cluster_size"]), bool(chosen["extended_l2"])
+    check_size(rounded, cluster_size, extended_l2=extended)
+    if chosen["preallocation"] == "off":
+        return
+    # Refcounts of all clusters are written. Only where that comes near the limit is it worth to lay them out.
+    order = int(chosen["refcount_bits"]).bit_length() - 1
+    blocks = refcount_blocks(rounded // cluster_size, cluster_size, order, spare=False)
+    if blocks * REFCOUNT_TABLE_ENTRY_SIZE > MAX_REFCOUNT_TABLE_SIZE // 4 or rounded > MAX_CLUSTER_OFFSET // 4:
+        Layout(rounded, cluster_size, order, extended_l2=extended, preallocation=str(chosen["preallocation"]))
