@@ -59,6 +59,8 @@ class InstarError(Exception):
 
     exit_code = EXIT_FAILURE
     kind = "error"
+    #: Which file of the operation it is about, where that is not the main one: ``backing``.
+    role: str | None = None
 
     def __init__(self, detail: str = "") -> None:
         super().__init__(detail)
@@ -171,12 +173,12 @@ class HostError(InstarError):
 
     kind = "host"
 
-    def __init__(self, errno: int, path: str, action: str, *, strerror: str | None = None, hint: str = "") -> None:
+    def __init__(self, errno: int, path: str, action: str, strerror: str, *, hint: str = "") -> None:
         super().__init__(hint)
         self.errno = errno
         self.path = path
         self.action = action
-        self.strerror = strerror or _strerror(errno)
+        self.strerror = strerror
 
     def sentence(self) -> str:
         """Say what could not be done with which file, and why."""
@@ -213,9 +215,3 @@ class InternalError(InstarError):
     def sentence(self) -> str:
         """Ask for a report."""
         return f"internal error, please report it: {printable(self.detail, MAX_DETAIL)}"
-
-
-def _strerror(errno: int) -> str:
-    import os  # the pure rooms never get here: only the host makes a HostError
-
-    return os.strerror(errno)

@@ -13,7 +13,7 @@ from instar.core.errors import ImageError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any, Self, dataclass_transform
+    from typing import Any, ClassVar, Self, dataclass_transform
 else:
 
     def dataclass_transform(**_: object) -> object:
@@ -21,8 +21,27 @@ else:
         return lambda cls: cls
 
 
-u8 = u16 = u32 = u64 = i32 = i64 = int
-b1 = b3 = b4 = b7 = b8 = b12 = b16 = b24 = b32 = b48 = b192 = b256 = b427 = b433 = b512 = bytes
+u8 = int
+u16 = int
+u32 = int
+u64 = int
+i32 = int
+i64 = int
+b1 = bytes
+b3 = bytes
+b4 = bytes
+b7 = bytes
+b8 = bytes
+b12 = bytes
+b16 = bytes
+b24 = bytes
+b32 = bytes
+b48 = bytes
+b192 = bytes
+b256 = bytes
+b427 = bytes
+b433 = bytes
+b512 = bytes
 
 _CODES = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q", "i32": "i", "i64": "q"}
 
@@ -88,11 +107,11 @@ class Record(metaclass=_RecordMeta):
     __slots__ = ()
 
     if TYPE_CHECKING:
-        FIELDS: tuple[Field, ...]
-        DEFAULTS: dict[str, object]
-        STRUCT: struct.Struct
+        FIELDS: ClassVar[tuple[Field, ...]]
+        DEFAULTS: ClassVar[dict[str, object]]
+        STRUCT: ClassVar[struct.Struct]
         #: Size in bytes.
-        SIZE: int
+        SIZE: ClassVar[int]
     else:
 
         def __init__(self, **values: object) -> None:

@@ -1,0 +1,66 @@
+"""instar makes, inspects and checks virtual disk images that nobody should trust.
+
+Importing this package imports nothing else; each name is loaded on first use (PEP 562).
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from instar.core.errors import HostError, ImageError, InstarError, InternalError, OptionError, SandboxError
+    from instar.host.check import CheckResult, check
+    from instar.host.create import CreateResult, create
+    from instar.host.info import ImageInfo, info, info_chain
+    from instar.sandbox.cell import Isolation
+
+_NAMES = {
+    "create": "instar.host.create",
+    "CreateResult": "instar.host.create",
+    "info": "instar.host.info",
+    "info_chain": "instar.host.info",
+    "ImageInfo": "instar.host.info",
+    "check": "instar.host.check",
+    "CheckResult": "instar.host.check",
+    "Isolation": "instar.sandbox.cell",
+    "InstarError": "instar.core.errors",
+    "OptionError": "instar.core.errors",
+    "ImageError": "instar.core.errors",
+    "HostError": "instar.core.errors",
+    "SandboxError": "instar.core.errors",
+    "InternalError": "instar.core.errors",
+}
+
+__all__ = [
+    "CheckResult",
+    "CreateResult",
+    "HostError",
+    "ImageError",
+    "ImageInfo",
+    "InstarError",
+    "InternalError",
+    "Isolation",
+    "OptionError",
+    "SandboxError",
+    "check",
+    "create",
+    "info",
+    "info_chain",
+]
+
+
+def __getattr__(name: str) -> object:
+    module = _NAMES.get(name)
+    if module is None:
+        raise AttributeError(f"module 'instar' has no attribute {name!r}")
+    import sys
+
+    __import__(module)
+    value: object = getattr(sys.modules[module], name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_NAMES])

@@ -1,0 +1,108 @@
+"""``check``: look for damage in an image's metadata."""
+
+from __future__ import annotations
+
+from instar.cli.argv import Switch
+from instar.cli.commands.shared import (
+    ALLOW,
+    COMMON,
+    HELP,
+    OUTPUT,
+    Stop,
+    known_format,
+    one_image,
+    read,
+    report,
+    switch_lines,
+    wants_json,
+)
+from instar.cli.session import complain, say
+from instar.core.errors import ImageError, InstarError, printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from instar.cli.session import Session
+    from instar.host.check import CheckResult
+
+#: The format has nothing that could be checked (qemu-img's own code).
+EXIT_UNSUPPORTED = 63
+
+SWITCHES = (
+    Switch("quiet", "q", "quiet", "", "print nothing but errors"),
+    Switch("format", "f", "format", "FMT", "the image's format; found out if not given"),
+    OUTPUT,
+    Switch("force-share", "U", "force-share", "", "look also at an image that another program has open for writing"),
+    ALLOW,
+    *COMMON,
+    HELP,
+)
+
+
+def help_text() -> str:
+    """Return the help of the command."""
+    return f"""usage: instar check [OPTION]... FILE
+
+Look for damage in FILE's metadata: counts, tables, overlaps, checksums. Nothing is changed.
+
+{switch_lines(SWITCHES)}
+
+Exit code: 0 nothing is wrong, 1 it could not be checked (in full), 2 there is damage,
+3 there are leaked clusters (space is lost, no data), 63 the format has nothing to check.
+Example: instar check disk.qcow2
+"""
+
+
+def run(session: Session, argv: list[str]) -> int:
+    """Run the command and return its exit code."""
+    try:
+        parsed = read(session, "check", SWITCHES, argv, help_text)
+        json = wants_json(session, "check", parsed)
+        path = one_image(session, "check", parsed)
+    except Stop as stop:
+        return stop.code
+    from instar.formats import find
+    from instar.host.check import check
+
+    try:
+        format = known_format(session, parsed.last("format"), path)
+        result = check(
+            path, format=format, allow=session.allow, isolation=session.isolation, generation=session.generation
+        )
+        row = find(result.format)
+        if session.as_qemu and row is not None and not row.qemu_checks:
+            raise ImageError(
+                "unsupported-feature", "check", "this format has nothing to check", format=result.format, path=path
+            )
+    except InstarError as error:
+        from instar.cli.messages import inspect_words
+
+        if isinstance(error, ImageError) and error.structure == "check" and error.kind == "unsupported-feature":
+            report(session, error, lambda _: "qemu-img: This image format does not support checks", json=json)
+            return EXIT_UNSUPPORTED
+        return report(session, error, lambda e: inspect_words(e, path), json=json)
+    session.explain()
+    _show(session, result, json=json, quiet=parsed.has("quiet"))
+    return result.exit_code
+
+
+def _show(session: Session, result: CheckResult, *, json: bool, quiet: bool) -> None:
+    for finding in result.findings:
+        if session.as_qemu and finding.severity == "warning":
+            continue
+        place = "" if finding.offset is None else f" (at byte {finding.offset})"
+        if not json or session.as_qemu:
+            word = {"corruption": "ERROR", "leak": "Leaked", "error": "Check error", "warning": "Warning"}[
+                finding.severity
+            ]
+            complain(f"{word}: {printable(finding.structure)}: {printable(finding.detail)}{place}")
+    if quiet:
+        return
+    if json:
+        from instar.cli.json import dumps
+        from instar.cli.render import check_object
+
+        say(dumps(check_object(result, details=not session.as_qemu)) + "\n")
+        return
+    from instar.cli.render import check_text
+
+    say(check_text(result))

@@ -1,0 +1,91 @@
+"""``info``: say what an image is."""
+
+from __future__ import annotations
+
+from instar.cli.argv import Switch
+from instar.cli.commands.shared import (
+    ALLOW,
+    COMMON,
+    HELP,
+    OUTPUT,
+    Stop,
+    known_format,
+    one_image,
+    read,
+    report,
+    switch_lines,
+    wants_json,
+)
+from instar.cli.session import say
+from instar.core.errors import InstarError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from instar.cli.session import Session
+
+SWITCHES = (
+    Switch("format", "f", "format", "FMT", "the image's format; found out if not given"),
+    OUTPUT,
+    Switch("backing-chain", "", "backing-chain", "", "go on with the backing file, and its backing file, and so on"),
+    Switch("force-share", "U", "force-share", "", "look also at an image that another program has open for writing"),
+    ALLOW,
+    *COMMON,
+    HELP,
+)
+
+
+def help_text() -> str:
+    """Return the help of the command."""
+    return f"""usage: instar info [OPTION]... FILE
+
+Say what FILE is: format, sizes, backing file, snapshots, and what the format has beside.
+Its bytes are read in a sealed cell. Files that it names are opened only if they are
+regular files in its own folder or below, or below a folder given with --allow-path.
+
+{switch_lines(SWITCHES)}
+
+Exit code: 0, or 1 if the image cannot be described.
+Example: instar info --output=json disk.qcow2
+"""
+
+
+def run(session: Session, argv: list[str]) -> int:
+    """Run the command and return its exit code."""
+    try:
+        parsed = read(session, "info", SWITCHES, argv, help_text)
+        json = wants_json(session, "info", parsed)
+        path = one_image(session, "info", parsed)
+    except Stop as stop:
+        return stop.code
+    from instar.host.info import info, info_chain
+
+    try:
+        format = known_format(session, parsed.last("format"), path)
+        chain = parsed.has("backing-chain")
+        images = (
+            info_chain(
+                path, format=format, allow=session.allow, isolation=session.isolation, generation=session.generation
+            )
+            if chain
+            else [
+                info(
+                    path, format=format, allow=session.allow, isolation=session.isolation, generation=session.generation
+                )
+            ]
+        )
+    except InstarError as error:
+        from instar.cli.messages import inspect_words
+
+        return report(session, error, lambda e: inspect_words(e, path), json=json)
+    session.explain()
+    if json:
+        from instar.cli.json import dumps
+        from instar.cli.render import info_object
+
+        objects = [info_object(image, session.generation) for image in images]
+        say(dumps(objects if chain else objects[0]) + "\n")
+    else:
+        from instar.cli.render import info_text
+
+        say("\n".join(info_text(image, session.generation) for image in images))
+    return 0

@@ -1,0 +1,73 @@
+"""Write JSON as qemu-img does: its key order, its indentation, its escapes.
+
+Law: output of ``info`` and ``check`` equals qemu-img's byte for byte, so that even a diff of two texts works.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def bucket(key: str) -> int:
+    """Return the place of a key among 512 buckets of QEMU's dictionaries, whose order its output follows.
+
+    The hash is that of the TDB database (see QEMU, ``qobject/qdict.c``), observed on 5.2 to 11.1.
+    """
+    data = key.encode()
+    value = 0x238F13AF * len(data) & 0xFFFFFFFF
+    for index, byte in enumerate(data):
+        value = value + (byte << index * 5 % 24) & 0xFFFFFFFF
+    return (1103515243 * value + 12345 & 0xFFFFFFFF) % 512
+
+
+def in_order(mapping: Mapping[str, object]) -> list[tuple[str, object]]:
+    """Return the members in the order in which QEMU prints them: by bucket, later insertions first."""
+    rows = list(mapping.items())
+    return [rows[i] for _, _, i in sorted((bucket(key), -i, i) for i, (key, _) in enumerate(rows))]
+
+
+def quote(text: str) -> str:
+    """Return a JSON string in ASCII; bytes that are no UTF-8 become U+FFFD, as in QEMU."""
+    out = ['"']
+    for char in text:
+        code = ord(char)
+        if char in _ESCAPES:
+            out.append(_ESCAPES[char])
+        elif 0x20 <= code < 0x7F:
+            out.append(char)
+        elif 0xD800 <= code <= 0xDFFF:
+            out.append("\\uFFFD")
+        elif code > 0xFFFF:
+            code -= 0x10000
+            out.append(f"\\u{0xD800 + (code >> 10):04X}\\u{0xDC00 + (code & 0x3FF):04X}")
+        else:
+            out.append(f"\\u{code:04X}")
+    return "".join([*out, '"'])
+
+
+def dumps(value: object, *, qemu_order: bool = True, indent: int = 0) -> str:
+    """Return a value as JSON text with 4 spaces a level; an empty list or object takes two lines."""
+    inner = "    " * (indent + 1)
+    outer = "    " * indent
+    if value is None:
+        return "null"
+    if value is True:
+        return "true"
+    if value is False:
+        return "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, (str, bytes)):
+        return quote(value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value)
+    if isinstance(value, (list, tuple)):
+        members = [inner + dumps(v, qemu_order=qemu_order, indent=indent + 1) for v in value]
+        return "[\n" + ",\n".join(members) + ("\n" if members else "") + outer + "]"
+    if isinstance(value, dict):
+        pairs = in_order(value) if qemu_order else list(value.items())
+        members = [f"{inner}{quote(k)}: {dumps(v, qemu_order=qemu_order, indent=indent + 1)}" for k, v in pairs]
+        return "{\n" + ",\n".join(members) + ("\n" if members else "") + outer + "}"
+    raise TypeError(type(value).__name__)

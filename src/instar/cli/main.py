@@ -1,0 +1,132 @@
+"""From ``argv`` to a command: the words before it, the table of commands, and what becomes of errors.
+
+Law: this module imports no command before one is asked for, and no exception leaves ``main``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from instar import __version__
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from instar.cli.session import Session
+
+#: Command -> what it does, for the overview. The module has the command's name.
+COMMANDS = {
+    "create": "make a new image",
+    "info": "say what an image is",
+    "check": "look for damage in an image",
+}
+
+#: The names under which the program speaks as qemu-img.
+QEMU_NAMES = ("qemu-img", "instar-qemu-img")
+_SHARED = ("--dialect", "--isolation", "--qemu-version", "--allow-path")
+_SIGINT = 2
+_EXIT_USAGE = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code."""
+    words = list(sys.argv if argv is None else argv)
+    try:
+        return _run(words)
+    except KeyboardInterrupt:
+        return _die_of_interrupt()
+    except BrokenPipeError:
+        # Whoever read the output has gone; nothing is left to say, also not by the interpreter's own flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+
+
+def _run(words: list[str]) -> int:
+    from instar.cli.session import Session, complain, read_dialect, say
+    from instar.core.errors import InstarError
+
+    program, rest = os.path.basename(words[0]), words[1:]
+    try:
+        dialect = os.environ.get("INSTAR_DIALECT")
+        session = Session(as_qemu=read_dialect(dialect) if dialect else program in QEMU_NAMES)
+        while rest and rest[0].startswith("-"):
+            word = rest.pop(0)
+            name, equals, value = word.partition("=")
+            if name in _SHARED:
+                if not equals and not rest:
+                    complain(f"instar: option '{name}' needs a value; see 'instar --help'")
+                    return _EXIT_USAGE
+                session.set(name[2:], value if equals else rest.pop(0))
+            elif word in ("-v", "--verbose"):
+                session.set("verbose", "")
+            elif word in ("-h", "--help"):
+                say(_overview())
+                return 0
+            elif word in ("-V", "--version"):
+                say(_version(session))
+                return 0
+            else:
+                return _usage(session, f"unrecognized option '{word}'", f"there is no option '{word}'")
+    except InstarError as error:
+        complain(f"instar: {error}")
+        return error.exit_code
+    if not rest:
+        return _usage(session, "Not enough arguments", "a command is missing")
+    command = rest.pop(0)
+    if command not in COMMANDS:
+        return _usage(session, f"Command not found: {command}", f"there is no command '{command}'")
+    module = f"instar.cli.commands.{command}"
+    __import__(module)
+    code: int = sys.modules[module].run(session, rest)
+    return code
+
+
+def _usage(session: Session, qemu: str, own: str) -> int:
+    from instar.cli.messages import hint
+    from instar.cli.session import complain
+    from instar.core.errors import printable
+
+    if session.as_qemu:
+        complain(f"qemu-img: {printable(qemu)}\n{hint('', as_qemu=True, generation=session.generation)}")
+    else:
+        complain(f"instar: {printable(own)}; see 'instar --help'")
+    return _EXIT_USAGE
+
+
+def _version(session: Session) -> str:
+    from instar.cli.session import release
+
+    if session.as_qemu:
+        return f"qemu-img version {release(session.generation)} (instar {__version__})\n"
+    return f"instar {__version__}\n"
+
+
+def _overview() -> str:
+    commands = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
+    return f"""usage: instar [OPTION]... COMMAND ...
+
+Make, inspect and check virtual disk images that nobody should trust.
+
+Commands ('instar COMMAND --help' tells more):
+{commands}
+
+Options, before or after the command:
+  --isolation=KIND       where image bytes are read and written: auto, kvm, process or none (INSTAR_ISOLATION)
+  --qemu-version=X.Y     be like this version of qemu-img where versions differ (INSTAR_QEMU_VERSION)
+  --allow-path=DIR       let images name files below DIR; may be given often (INSTAR_ALLOW_PATH, separated by ':')
+  --dialect=NAME         speak as 'instar' or word for word as 'qemu-img' (INSTAR_DIALECT); only before the command
+  -v, --verbose          say more about what is done and why
+  -V, --version          print the version
+  -h, --help             print this help
+"""
+
+
+def _die_of_interrupt() -> int:
+    """End as a program that a signal ended, so that shells and make see an interrupt."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), _SIGINT)
+    return 130

@@ -1,0 +1,222 @@
+"""Show results: the objects that JSON prints and the text that people read, as qemu-img of a given version does.
+
+Law: whatever came out of an image is escaped before it reaches a terminal.
+"""
+
+from __future__ import annotations
+
+from instar.cli.json import in_order
+from instar.core.errors import printable
+from instar.core.units import format_size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from instar.core.wire import Wire
+    from instar.host.check import CheckResult
+    from instar.host.info import Child, ImageInfo
+
+#: Since this version ``info`` lists the files an image consists of.
+CHILDREN_SINCE = (8, 0)
+
+
+def info_object(image: ImageInfo, generation: tuple[int, int]) -> dict[str, object]:
+    """Return what ``info --output=json`` prints of one image."""
+    top: dict[str, object] = {
+        "virtual-size": image.virtual_size,
+        "filename": image.filename,
+        "format": image.format,
+        "actual-size": image.actual_size,
+    }
+    if image.has_dirty_flag:
+        top["dirty-flag"] = image.dirty
+    if image.cluster_size is not None:
+        top["cluster-size"] = image.cluster_size
+    if image.encrypted:
+        top["encrypted"] = True
+    if image.snapshots:
+        top["snapshots"] = image.snapshots
+    if image.backing_filename is not None:
+        top["backing-filename"] = image.backing_filename
+        top["full-backing-filename"] = image.full_backing_filename
+        if image.backing_format is not None:
+            top["backing-filename-format"] = image.backing_format
+    if image.format_specific is not None:
+        top["format-specific"] = image.format_specific
+    if generation >= CHILDREN_SINCE:
+        top["children"] = [{"name": child.name, "info": _child_object(child)} for child in image.children]
+    return top
+
+
+def _child_object(child: Child) -> dict[str, object]:
+    data: dict[str, object] = {}
+    if child.extent_size_hint:
+        data["extent-size-hint"] = child.extent_size_hint
+    return {
+        "virtual-size": child.length,
+        "filename": child.filename,
+        "format": "file",
+        "actual-size": child.allocated,
+        "dirty-flag": False,
+        "children": [],
+        "format-specific": {"type": "file", "data": data},
+    }
+
+
+def info_text(image: ImageInfo, generation: tuple[int, int]) -> str:
+    """Return what ``info`` prints of one image for people."""
+    lines = [
+        f"image: {printable(image.filename)}",
+        f"file format: {image.format}",
+        f"virtual size: {format_size(image.virtual_size)} ({image.virtual_size} bytes)",
+        f"disk size: {format_size(image.actual_size)}",
+    ]
+    if image.encrypted:
+        lines.append("encrypted: yes")
+    if image.cluster_size is not None:
+        lines.append(f"cluster_size: {image.cluster_size}")
+    if image.has_dirty_flag and image.dirty:
+        lines.append("cleanly shut down: no")
+    if image.backing_filename is not None:
+        line = f"backing file: {printable(image.backing_filename)}"
+        if image.full_backing_filename != image.backing_filename:
+            line += f" (actual path: {printable(image.full_backing_filename or '')})"
+        lines.append(line)
+        if image.backing_format is not None:
+            lines.append(f"backing file format: {printable(image.backing_format)}")
+    if image.snapshots:
+        lines += ["Snapshot list:", *_snapshot_lines(image.snapshots, generation)]
+    if image.format_specific is not None:
+        data = image.format_specific.get("data")
+        if isinstance(data, dict) and data:
+            lines += ["Format specific information:", *_dump(data, 1)]
+    if generation >= CHILDREN_SINCE:
+        for child in image.children:
+            lines += _child_lines(child)
+    return "\n".join(lines) + "\n"
+
+
+def _child_lines(child: Child) -> list[str]:
+    lines = [
+        f"Child node '/{child.name}':",
+        f"    filename: {printable(child.filename)}",
+        "    protocol type: file",
+        f"    file length: {format_size(child.length)} ({child.length} bytes)",
+        f"    disk size: {format_size(child.allocated)}",
+    ]
+    if child.extent_size_hint:
+        lines += ["    Format specific information:", f"        extent size hint: {child.extent_size_hint}"]
+    return lines
+
+
+def _dump(value: Wire, level: int) -> list[str]:
+    """Return nested values as QEMU prints its objects: dashes in keys become spaces, lists are numbered."""
+    rows: list[tuple[str, object]]
+    if isinstance(value, dict):
+        rows = [(key.replace("-", " "), member) for key, member in in_order(value)]
+    elif isinstance(value, list):
+        rows = [(f"[{index}]", member) for index, member in enumerate(value)]
+    else:
+        return []
+    lines = []
+    for key, member in rows:
+        if isinstance(member, (dict, list)):
+            lines.append(f"{'    ' * level}{printable(key)}:")
+            lines += _dump(member, level + 1)
+        else:
+            lines.append(f"{'    ' * level}{printable(key)}: {_scalar(member)}")
+    return lines
+
+
+def _scalar(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return printable(value if isinstance(value, (str, bytes)) else str(value))
+
+
+def _snapshot_lines(rows: list[dict[str, Wire]], generation: tuple[int, int]) -> list[str]:
+    import time
+
+    newer = generation >= CHILDREN_SINCE
+    if newer:
+        lines = [f"{'ID':<7} {'TAG':<16} {'VM_SIZE':>8} {'DATE':>19} {'VM_CLOCK':>15} {'ICOUNT':>10}"]
+    else:
+        lines = [f"{'ID':<10}{'TAG':<17}{'VM SIZE':>8}{'DATE':>20}{'VM CLOCK':>13}{'ICOUNT':>11}"]
+    for row in rows:
+
+        def number(key: str, row: dict[str, Wire] = row) -> int:
+            value = row.get(key)
+            return value if isinstance(value, int) else 0
+
+        try:
+            date = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(number("date-sec")))
+        except (ValueError, OverflowError, OSError):
+            date = "?"
+        seconds = number("vm-clock-sec")
+        rest = f"{seconds // 60 % 60:02d}:{seconds % 60:02d}.{number('vm-clock-nsec') // 1000000:03d}"
+        size = format_size(number("vm-state-size"))
+        ident, tag = printable(str(row.get("id", "")), 256), printable(str(row.get("name", "")), 1024)
+        count = row.get("icount")
+        if newer:
+            icount = "--" if count is None else str(count)
+            lines.append(
+                f"{ident:<7} {tag:<16} {size:>8} {date:>19} {f'{seconds // 3600:04d}:{rest}':>15} {icount:>10}"
+            )
+        else:
+            icount = "" if count is None else str(count)
+            lines.append(f"{ident:<10}{tag:<17}{size:>8}{date:>20}{f'{seconds // 3600:02d}:{rest}':>13}{icount:>11}")
+    return lines
+
+
+def check_object(result: CheckResult, *, details: bool) -> dict[str, object]:
+    """Return what ``check --output=json`` prints; ``details`` adds instar's findings."""
+    top: dict[str, object] = {"check-errors": result.check_errors, "filename": result.filename, "format": result.format}
+    for key in (
+        "image-end-offset",
+        "corruptions",
+        "leaks",
+        "total-clusters",
+        "allocated-clusters",
+        "fragmented-clusters",
+        "compressed-clusters",
+    ):
+        value = getattr(result, key.replace("-", "_"))
+        if value:
+            top[key] = value
+    if details and result.findings:
+        top["findings"] = [
+            {"severity": f.severity, "structure": f.structure, "detail": f.detail, "offset": f.offset}
+            for f in result.findings
+        ]
+    return top
+
+
+def check_text(result: CheckResult) -> str:
+    """Return what ``check`` prints for people."""
+    lines = []
+    if result.clean:
+        lines.append("No errors were found on the image.")
+    if result.corruptions:
+        lines += [
+            "",
+            f"{result.corruptions} errors were found on the image.",
+            "Data may be corrupted, or further writes to the image may corrupt it.",
+        ]
+    if result.leaks:
+        lines += [
+            "",
+            f"{result.leaks} leaked clusters were found on the image.",
+            "This means waste of disk space, but no harm to data.",
+        ]
+    if result.check_errors:
+        lines += ["", f"{result.check_errors} internal errors have occurred during the check."]
+    total, allocated = result.total_clusters, result.allocated_clusters
+    if total and allocated:
+        fragmented, compressed = result.fragmented_clusters or 0, result.compressed_clusters or 0
+        lines.append(
+            f"{allocated}/{total} = {allocated * 100.0 / total:.2f}% allocated, "
+            f"{fragmented * 100.0 / allocated:.2f}% fragmented, "
+            f"{compressed * 100.0 / allocated:.2f}% compressed clusters"
+        )
+    if result.image_end_offset:
+        lines.append(f"Image end offset: {result.image_end_offset}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,111 @@
+"""What one run of the program was told before its command: dialect, version to be like, kind of cell, verbosity.
+
+Law: only this module and ``main`` read the environment; only ``say`` and ``complain`` print.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from instar.core.errors import OptionError
+from instar.host.describe import NEWEST
+from instar.sandbox.cell import Isolation
+
+#: Full version numbers that qemu-img's own ``--version`` gives, for the generations that instar knows.
+QEMU_RELEASES = {(5, 2): "5.2.0", (7, 2): "7.2.22", (10, 0): "10.0.13", (11, 1): "11.1.2"}
+
+
+class Session:
+    """The surroundings of a command.
+
+    Attributes:
+        as_qemu: speak as qemu-img does. generation: the version whose words and layout are wanted.
+        isolation: kind of cell. verbose: say why, too. allow: folders opened to images' references.
+    """
+
+    __slots__ = ("allow", "as_qemu", "generation", "isolation", "verbose")
+
+    def __init__(self, *, as_qemu: bool) -> None:
+        self.as_qemu = as_qemu
+        self.generation = read_version(os.environ.get("INSTAR_QEMU_VERSION") or None)
+        # The command line is a process of its own: it has one thread and nothing secret in its memory.
+        self.isolation = Isolation(os.environ.get("INSTAR_ISOLATION") or "auto", single_threaded=True)
+        self.verbose = False
+        self.allow = [folder for folder in os.environ.get("INSTAR_ALLOW_PATH", "").split(":") if folder]
+
+    def set(self, name: str, value: str) -> None:
+        """Take one of the switches that all commands share.
+
+        Raises:
+            OptionError: its value is none of those it takes.
+        """
+        if name == "dialect":
+            self.as_qemu = read_dialect(value)
+        elif name == "isolation":
+            self.isolation = Isolation(value, single_threaded=True)
+        elif name == "qemu-version":
+            self.generation = read_version(value)
+        elif name == "allow-path":
+            self.allow.append(value)
+        elif name == "verbose":
+            self.verbose = True
+
+    def explain(self) -> None:
+        """Under ``-v``: say why a stronger cell was passed over."""
+        if self.verbose:
+            for reason in self.isolation.said:
+                complain(f"instar: isolation: {reason}")
+
+
+def read_dialect(name: str) -> bool:
+    """Return whether a dialect is qemu-img's.
+
+    Raises:
+        OptionError: there is no such dialect.
+    """
+    if name not in ("instar", "qemu-img"):
+        raise OptionError("bad-dialect", f"there is no dialect '{name}'; it is instar or qemu-img", value=name)
+    return name == "qemu-img"
+
+
+def read_version(text: str | None) -> tuple[int, int]:
+    """Read a qemu-img version such as ``7.2`` or ``10.0.13``; ``None`` is the newest known.
+
+    Raises:
+        OptionError: it is no version.
+    """
+    if text is None:
+        return NEWEST
+    major, _, rest = text.partition(".")
+    minor = rest.partition(".")[0] or "0"
+    if not (major.isdecimal() and minor.isdecimal() and len(major) < 4 and len(minor) < 4):
+        known = ", ".join(".".join(map(str, v)) for v in QEMU_RELEASES)
+        raise OptionError("bad-qemu-version", f"'{text}' is no version of qemu-img; {known} are known", value=text)
+    return int(major), int(minor)
+
+
+def release(generation: tuple[int, int]) -> str:
+    """Return the full version number that goes with a generation."""
+    return QEMU_RELEASES.get(generation, f"{generation[0]}.{generation[1]}.0")
+
+
+def say(text: str) -> None:
+    """Print to standard output; names that are no UTF-8 go out as they came in."""
+    _write(sys.stdout, text)
+
+
+def complain(text: str) -> None:
+    """Print a line or lines to standard error."""
+    _write(sys.stderr, text if text.endswith("\n") else text + "\n")
+
+
+def _write(stream: object, text: str) -> None:
+    data = text.encode("utf-8", "surrogateescape")
+    buffer = getattr(stream, "buffer", None)
+    if buffer is None:
+        stream.write(text)  # type: ignore[attr-defined]
+        return
+    stream.flush()  # type: ignore[attr-defined]
+    buffer.write(data)
+    buffer.flush()

@@ -1,0 +1,38 @@
+"""Check an image's metadata. Files: 0 the image, then granted parts."""
+
+from __future__ import annotations
+
+from instar.core.errors import ImageError
+from instar.core.wire import take_optional
+from instar.guest.detect import choose, module
+from instar.guest.detect import preload as preload_formats
+from instar.guest.info import generation_of, parts_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from instar.core.reader import Reader
+    from instar.core.wire import Wire
+    from instar.guest.main import Ask
+
+
+def preload(args: dict[str, Wire]) -> None:
+    """Import the checkers a job may need."""
+    preload_formats(take_optional(args, "format", str), ("parse", "check"))
+
+
+def run(args: dict[str, Wire], files: Sequence[Reader], ask: Ask) -> Wire:
+    """Return the format's name, what the image names, and the ``Report``, as a wire value."""
+    row = choose(files[0], take_optional(args, "format", str))
+    parts = parts_of(args, files)
+    try:
+        facts = module(row.name, "parse").info(files[0], parts, generation=generation_of(args))
+        needs = [r for r in facts.references if r.required]
+        if needs and not parts:
+            return {"facts": facts.to_wire(), "report": None}
+        report = module(row.name, "check").check(files[0], parts, generation=generation_of(args))
+    except ImageError as error:
+        error.format = error.format or row.name
+        raise
+    return {"facts": facts.to_wire(), "report": report.to_wire()}

@@ -1,0 +1,98 @@
+"""The one door into a cell: a job comes in as bytes, a reply goes out as bytes, whatever happens in between.
+
+Law: ``main`` never raises. What went wrong travels as facts; the host writes the words.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from instar.core.errors import MAX_DETAIL, ImageError
+from instar.core.wire import WireError, decode, encode, take
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import ModuleType
+
+    from instar.core.wire import Wire
+    from instar.sandbox.files import GrantedFile
+
+    Ask = Callable[[Wire], Wire]
+
+#: Operation -> module. Each has ``preload(args)`` and ``run(args, files, ask) -> Wire``.
+OPERATIONS = {
+    "create": "instar.guest.create",
+    "info": "instar.guest.info",
+    "check": "instar.guest.check",
+}
+
+#: Said when there is no memory left to say anything else.
+_NO_MEMORY = encode({"error": {"class": "limit", "detail": "the cell ran out of memory"}})
+
+
+def _load(name: str) -> ModuleType:
+    __import__(name)
+    return sys.modules[name]
+
+
+def preload(job: bytes) -> None:
+    """Import all that a job will need. Called before the walls close: inside, no file can be opened.
+
+    Raises:
+        WireError: the job is malformed (the host made it, so this is a fault of instar).
+    """
+    value = decode(job)
+    args = take(value, "args", dict)
+    _load(OPERATIONS[take(value, "op", str)]).preload(args)
+
+
+def main(job: bytes, files: Sequence[GrantedFile], ask: Ask) -> bytes:
+    """Run one job and return its reply: ``{"ok": value}`` or ``{"error": facts}``, encoded."""
+    try:
+        return encode({"ok": _run(job, files, ask)})
+    except MemoryError:
+        return _NO_MEMORY
+    except ImageError as error:
+        return encode({"error": _image_error(error)})
+    except OSError as error:
+        return encode({"error": {"class": "os", "errno": error.errno or 0}})
+    except RecursionError:
+        return encode({"error": {"class": "internal", "detail": "recursion"}})
+    except Exception as error:
+        return encode({"error": {"class": "internal", "detail": _describe(error)}})
+
+
+def _run(job: bytes, files: Sequence[GrantedFile], ask: Ask) -> Wire:
+    value = decode(job)
+    operation = OPERATIONS.get(take(value, "op", str))
+    if operation is None:
+        raise WireError("no such operation")
+    result: Wire = _load(operation).run(take(value, "args", dict), files, ask)
+    return result
+
+
+def _image_error(error: ImageError) -> dict[str, Wire]:
+    def number(value: int | None) -> int | None:
+        return value if value is None or -(1 << 63) <= value < 1 << 65 else None
+
+    return {
+        "class": "image",
+        "kind": error.kind,
+        "structure": error.structure,
+        "detail": error.detail[:MAX_DETAIL],
+        "field": error.field,
+        "offset": number(error.offset),
+        "value": number(error.value),
+        "limit": number(error.limit),
+        "format": error.format,
+    }
+
+
+def _describe(error: Exception) -> str:
+    """Say what an unforeseen exception was and where, without modules that would open files."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f"{trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}" if trace is not None else "?"
+    return f"{type(error).__name__}: {error} ({place})"[:MAX_DETAIL]

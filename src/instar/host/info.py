@@ -1,0 +1,202 @@
+"""Describe images: open, describe in a cell, add what the host alone knows (names, lengths, allocation)."""
+
+from __future__ import annotations
+
+from instar.core.errors import ImageError, printable
+from instar.core.units import SECTOR, align_up
+from instar.host.describe import NEWEST, describe
+from instar.host.files import extent_size_hint, open_image
+from instar.host.gate import Gate
+from instar.host.names import combine, strip_file_protocol
+from instar.sandbox.cell import Isolation
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from instar.core.wire import Wire
+    from instar.host.describe import Described
+    from instar.host.files import OpenFile
+
+#: Longest backing chain that is followed; QEMU itself fails somewhere below that.
+MAX_CHAIN = 200
+
+
+class Child:
+    """A file an image consists of: QEMU's name for the node (``file``, ``extents.0`` …), length and allocation."""
+
+    __slots__ = ("allocated", "extent_size_hint", "filename", "length", "name")
+
+    def __init__(self, name: str, filename: str, file: OpenFile) -> None:
+        self.name = name
+        self.filename = filename
+        # QEMU's block layer counts a file in whole sectors.
+        self.length = align_up(file.size, SECTOR)
+        self.allocated = file.allocated
+        #: bytes, 0 where the file system has none (only XFS has)
+        self.extent_size_hint = extent_size_hint(file.fd)
+
+
+class ImageInfo:
+    """What is known of one image. Sizes are bytes.
+
+    Attributes:
+        filename: as asked for.
+        format, virtual_size, cluster_size, encrypted, dirty, corrupt: as in the image.
+        file_length, allocated: of the image file; ``actual_size`` sums the allocation of all its files.
+        backing_filename: as stored in the image, ``None`` if there is none; ``backing_format`` likewise.
+        full_backing_filename: the same as seen from here. Nothing says that it exists.
+        snapshots, format_specific: in qemu-img's names.
+        references: every file the image names, opened or not.
+        children: the files that it consists of, in QEMU's order (the last opened first).
+    """
+
+    __slots__ = (
+        "allocated",
+        "backing_filename",
+        "backing_format",
+        "children",
+        "cluster_size",
+        "corrupt",
+        "dirty",
+        "encrypted",
+        "extra",
+        "file_length",
+        "filename",
+        "format",
+        "format_specific",
+        "full_backing_filename",
+        "has_dirty_flag",
+        "identity",
+        "references",
+        "snapshots",
+        "virtual_size",
+    )
+
+    def __init__(self, filename: str, found: Described) -> None:
+        facts, image = found.facts, found.image
+        self.filename = filename
+        self.format = facts.format
+        self.virtual_size = facts.virtual_size
+        self.cluster_size = facts.cluster_size
+        self.encrypted = facts.encrypted
+        self.dirty = facts.dirty
+        self.corrupt = facts.corrupt
+        self.has_dirty_flag = facts.has_dirty_flag
+        self.file_length = image.size
+        self.allocated = image.allocated
+        self.identity = image.identity
+        self.snapshots: list[dict[str, Wire]] = facts.snapshots
+        self.format_specific: dict[str, Wire] | None = facts.format_specific
+        self.extra: dict[str, Wire] = facts.extra
+        self.references = facts.references
+        self.children = [Child("file", filename, image)]
+        self.children += [Child(role, combine(filename, part.path), part) for role, part in found.parts]
+        self.children.reverse()
+        backing = facts.backing
+        self.backing_filename: str | None = None
+        self.full_backing_filename: str | None = None
+        self.backing_format: str | None = None
+        if backing is not None:
+            self.backing_filename = backing.name.decode("utf-8", "surrogateescape")
+            self.full_backing_filename = combine(filename, self.backing_filename)
+            self.backing_format = backing.format
+
+    @property
+    def actual_size(self) -> int:
+        """Bytes of storage that all files of the image use."""
+        return sum(child.allocated for child in self.children)
+
+    def __repr__(self) -> str:
+        return f"ImageInfo({self.filename!r}, format={self.format!r}, virtual_size={self.virtual_size})"
+
+
+def info(
+    path: str,
+    *,
+    format: str | None = None,
+    allow: Sequence[str] = (),
+    isolation: Isolation | None = None,
+    generation: tuple[int, int] = NEWEST,
+) -> ImageInfo:
+    """Describe one image; its backing file is named, never opened.
+
+    Args:
+        path: the image.
+        format: its format; detected if ``None``. ``raw`` always means raw.
+        allow: folders, beside the image's own, from which files that the image names (extents) may be opened.
+        isolation: the kind of cell; the strongest there is if ``None``.
+        generation: the qemu-img version whose answers are wanted, where versions differ.
+
+    Raises:
+        ImageError, HostError, SandboxError: see ``instar.core.errors``.
+    """
+    return _one(path, format, Gate(strip_file_protocol(path), tuple(allow)), isolation or Isolation(), generation)
+
+
+def _one(
+    path: str,
+    format: str | None,
+    gate: Gate,
+    isolation: Isolation,
+    generation: tuple[int, int],
+    *,
+    named_by: tuple[str, bytes] | None = None,
+) -> ImageInfo:
+    if named_by is None:
+        image = open_image(strip_file_protocol(path))
+    else:
+        image = gate.open(named_by[1], relative_to=strip_file_protocol(named_by[0]))
+    image.path = path
+    with (
+        image,
+        describe(
+            image, operation="info", format=format, isolation=isolation, gate=gate, generation=generation
+        ) as found,
+    ):
+        return ImageInfo(path, found)
+
+
+def info_chain(
+    path: str,
+    *,
+    format: str | None = None,
+    allow: Sequence[str] = (),
+    isolation: Isolation | None = None,
+    generation: tuple[int, int] = NEWEST,
+) -> list[ImageInfo]:
+    """Describe an image and the chain of backing files behind it, each opened only if the gate lets it pass.
+
+    Arguments and errors are those of ``info``; besides, ``ImageError`` ``denied``, ``not-found``, and ``corrupt``
+    for a chain that loops or is longer than ``MAX_CHAIN``.
+    """
+    isolation = isolation or Isolation()
+    gate = Gate(strip_file_protocol(path), tuple(allow))
+    chain = [_one(path, format, gate, isolation, generation)]
+    seen = {chain[0].identity}
+    while (top := chain[-1]).backing_filename is not None and top.full_backing_filename is not None:
+        backing = next(r for r in top.references if r.role == "backing")
+        if len(chain) >= MAX_CHAIN:
+            raise ImageError("too-large", "backing chain", f"the chain is longer than {MAX_CHAIN} images", path=path)
+        try:
+            layer = _one(
+                top.full_backing_filename,
+                backing.format,
+                gate,
+                isolation,
+                generation,
+                named_by=(top.filename, backing.name),
+            )
+        except ImageError as error:
+            error.path = error.path or top.filename
+            raise
+        if layer.identity in seen:
+            raise ImageError(
+                "corrupt",
+                "backing chain",
+                f"backing file '{printable(layer.filename, 200)}' is already part of the chain: it loops",
+                path=path,
+            )
+        seen.add(layer.identity)
+        chain.append(layer)
+    return chain

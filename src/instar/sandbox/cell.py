@@ -1,0 +1,122 @@
+"""The seam: one class per back end, one method, bytes both ways, a few granted files and one callback.
+
+Law: a job either gives the bytes of one reply, or a ``SandboxError``; in bounded time, and nobody
+retries it elsewhere. Only *starting* a cell may fall over to the next back end, and never to ``none``.
+"""
+
+from __future__ import annotations
+
+from instar.core.errors import OptionError, SandboxError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Protocol
+
+    from instar.core.wire import Wire
+
+    Serve = Callable[[Wire], Wire]
+
+    class Cell(Protocol):
+        """Somewhere that guest code runs without rights."""
+
+        name: str
+
+        def run(self, job: bytes, files: Sequence[Grant], limits: Limits, serve: Serve) -> bytes:
+            """Run one job against the granted files and return its reply.
+
+            ``serve`` answers the requests that the guest may make of its host; what it raises ends the cell.
+
+            Raises:
+                SandboxError: the cell could not be started, died, broke the protocol or passed a limit.
+            """
+            ...
+
+
+MiB = 1 << 20
+
+#: Most files that one cell is granted.
+MAX_FILES = 200
+#: What ``--isolation`` takes.
+NAMES = ("auto", "kvm", "process", "none")
+
+
+class Grant:
+    """An open descriptor that a cell may use: ``mode`` is ``r``, ``w`` or ``rw``, ``size`` its length in bytes."""
+
+    __slots__ = ("fd", "mode", "size")
+
+    def __init__(self, fd: int, mode: str, size: int) -> None:
+        self.fd = fd
+        self.mode = mode
+        self.size = size
+
+
+class Limits:
+    """What one cell may use.
+
+    Attributes:
+        memory: bytes of address space beyond what the interpreter has when the job starts.
+        cpu_seconds, wall_seconds: whole seconds of processor time; seconds until an answer must be there.
+        reply_bytes: longest message that a cell may send.
+        file_bytes: largest offset that a cell may write up to.
+    """
+
+    __slots__ = ("cpu_seconds", "file_bytes", "memory", "reply_bytes", "wall_seconds")
+
+    def __init__(
+        self,
+        *,
+        memory: int = 256 * MiB,
+        cpu_seconds: int = 20,
+        wall_seconds: float = 60,
+        reply_bytes: int = 8 * MiB,
+        file_bytes: int = 0,
+    ) -> None:
+        self.memory = memory
+        self.cpu_seconds = cpu_seconds
+        self.wall_seconds = wall_seconds
+        self.reply_bytes = reply_bytes
+        self.file_bytes = file_bytes
+
+
+class Isolation:
+    """How cells are to be made: the ``name`` asked for, and whether this process may fork directly.
+
+    ``single_threaded`` is a promise by the caller that no other thread runs and that its memory holds no
+    secret; without it cells are forked from a helper process (see ``process.server``).
+    ``said`` collects why a back end was passed over, for ``-v``.
+    """
+
+    __slots__ = ("name", "said", "single_threaded")
+
+    def __init__(self, name: str = "auto", *, single_threaded: bool = False) -> None:
+        if name not in NAMES:
+            raise OptionError(
+                "bad-isolation", f"there is no isolation '{name}'; it is one of {', '.join(NAMES)}", value=name
+            )
+        self.name = name
+        self.single_threaded = single_threaded
+        self.said: list[str] = []
+
+    def open(self) -> Cell:
+        """Return a cell of the kind asked for; ``auto`` gives the strongest that this host can start.
+
+        Raises:
+            SandboxError: ``unavailable``; says what was tried and how to ask for less.
+        """
+        if self.name == "none":
+            from instar.sandbox.inline import InlineCell
+
+            return InlineCell(accept_no_isolation=True)
+        if self.name == "kvm":
+            raise SandboxError("unavailable", "this version of instar has no kvm cell; use --isolation=process")
+        from instar.sandbox.process.cell import ProcessCell, why_unavailable
+
+        reason = why_unavailable()
+        if reason is None:
+            return ProcessCell(direct=self.single_threaded)
+        self.said.append(f"process: {reason}")
+        raise SandboxError(
+            "unavailable", f"no cell can be made here ({reason}); --isolation=none works without protection"
+        )

@@ -1,0 +1,118 @@
+"""The system calls a sealed process may make, as data: each with its reason, and a test for each.
+
+Law: what is not in this table kills the cell. Calls on files are tied to the granted descriptor numbers.
+"""
+
+from __future__ import annotations
+
+#: Descriptor numbers inside a cell: frames to the host, frames from the host, then file 0, 1, 2 …
+FD_UP = 3
+FD_DOWN = 4
+FD_FILES = 5
+
+AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+
+_PROT_EXEC = 4
+_MAP_ANONYMOUS = 0x20
+
+
+class Rule:
+    """One allowed system call.
+
+    Attributes:
+        name: as in ``syscalls(2)``.
+        numbers: by machine; a machine that lacks the call is left out.
+        argument: what is asked of its arguments: ``any``, ``up``, ``down``, ``readable``, ``writable``
+            (the descriptor, argument 0) or ``memory`` (anonymous, never executable).
+        reason: why a cell needs it.
+    """
+
+    __slots__ = ("argument", "name", "numbers", "reason")
+
+    def __init__(self, name: str, x86_64: int | None, aarch64: int | None, argument: str, reason: str) -> None:
+        self.name = name
+        self.numbers = {m: n for m, n in (("x86_64", x86_64), ("aarch64", aarch64)) if n is not None}
+        self.argument = argument
+        self.reason = reason
+
+
+RULES = (
+    Rule("pread64", 17, 67, "readable", "os.pread: the guest reads a granted file"),
+    Rule("pwrite64", 18, 68, "writable", "os.pwrite: the guest writes a file granted for writing"),
+    Rule("preadv2", 327, 286, "readable", "os.preadv: CPython uses it for scattered reads"),
+    Rule("pwritev2", 328, 287, "writable", "os.pwritev: CPython uses it for gathered writes"),
+    Rule("read", 0, 63, "down", "the job and the host's answers come through this pipe"),
+    Rule("write", 1, 64, "up", "requests and the reply go through this pipe"),
+    Rule("mmap", 9, 222, "memory", "malloc and obmalloc get memory"),
+    Rule("munmap", 11, 215, "any", "malloc and obmalloc give memory back"),
+    Rule("mremap", 25, 216, "any", "realloc of large blocks"),
+    Rule("brk", 12, 214, "any", "malloc grows the heap"),
+    Rule("madvise", 28, 233, "any", "malloc returns pages of a large heap"),
+    Rule("rt_sigreturn", 15, 139, "any", "returning from a signal handler of the interpreter"),
+    Rule("clock_gettime", 228, 113, "any", "the vDSO falls back to it on some clocks"),
+    Rule("exit_group", 231, 94, "any", "the cell ends"),
+)
+
+# BPF (linux/filter.h, linux/bpf_common.h) and seccomp (linux/seccomp.h) constants.
+_LD_ABS = 0x20
+_JEQ = 0x15
+_JGE = 0x35
+_JSET = 0x45
+_RET = 0x06
+_ALLOW = 0x7FFF0000
+_KILL_PROCESS = 0x80000000
+_OFFSET_NR = 0
+_OFFSET_ARCH = 4
+#: First call number of the x32 ABI, which shares the architecture value of x86-64.
+_X32_BIT = 0x40000000
+
+
+def _argument_low(index: int) -> int:
+    """Return the offset in ``struct seccomp_data`` of the low half of an argument (little endian)."""
+    return 16 + 8 * index
+
+
+def _one_of(numbers: list[int]) -> list[tuple[int, int, int, int]]:
+    """Allow if argument 0 is one of some descriptor numbers, else kill."""
+    code = [(_LD_ABS, 0, 0, _argument_low(0))]
+    for index, number in enumerate(numbers):
+        code.append((_JEQ, len(numbers) - index, 0, number))
+    return [*code, (_RET, 0, 0, _KILL_PROCESS), (_RET, 0, 0, _ALLOW)]
+
+
+def build_filter(machine: str, *, readable: list[int], writable: list[int]) -> list[tuple[int, int, int, int]]:
+    """Return the seccomp program as ``(code, jump_true, jump_false, k)`` rows.
+
+    ``readable`` and ``writable`` are descriptor numbers inside the cell, at most 200 each.
+    """
+    program = [
+        (_LD_ABS, 0, 0, _OFFSET_ARCH),
+        (_JEQ, 1, 0, AUDIT_ARCH[machine]),
+        (_RET, 0, 0, _KILL_PROCESS),
+        (_LD_ABS, 0, 0, _OFFSET_NR),
+        (_JGE, 0, 1, _X32_BIT),
+        (_RET, 0, 0, _KILL_PROCESS),
+    ]
+    for rule in RULES:
+        number = rule.numbers.get(machine)
+        if number is None:
+            continue
+        if rule.argument == "any":
+            block = [(_RET, 0, 0, _ALLOW)]
+        elif rule.argument == "memory":
+            block = [
+                (_LD_ABS, 0, 0, _argument_low(2)),
+                (_JSET, 2, 0, _PROT_EXEC),
+                (_LD_ABS, 0, 0, _argument_low(3)),
+                (_JSET, 1, 0, _MAP_ANONYMOUS),
+                (_RET, 0, 0, _KILL_PROCESS),
+                (_RET, 0, 0, _ALLOW),
+            ]
+        else:
+            block = _one_of(
+                {"up": [FD_UP], "down": [FD_DOWN], "readable": readable, "writable": writable}[rule.argument]
+            )
+        program.append((_JEQ, 0, len(block), number))
+        program += block
+    program.append((_RET, 0, 0, _KILL_PROCESS))
+    return program
