@@ -314,3 +314,24 @@ MAX_BITMAP_NAME = 1023
 #: QEMU: most entries of one bitmap table (1 GiB of table), and most bytes of one bitmap's clusters.
 MAX_BITMAP_TABLE_ENTRIES = 0x8000000
 MAX_BITMAP_BYTES = 0x20000000
+
+# --- limits of a reader --------------------------------------------------------------------------------
+
+#: QEMU: no file or disk is longer; INT64_MAX rounded down to 1 GiB, its largest alignment.
+MAX_LENGTH = 0x7FFFFFFFC0000000
+#: QEMU counts the clusters of a file in an int when it checks references.
+MAX_CHECKED_CLUSTERS = (1 << 31) - 1
+#: A check reads at most so many bytes of L2 tables: what an image of 128 TiB in 64 KiB clusters has. Zeros
+#: in a sparse file cost an attacker nothing, and reading them costs us time.
+MAX_CHECKED_L2_BYTES = 1 << 34
+#: A check reads at most so many L1 entries, those of all snapshots together (1 GiB of tables).
+MAX_CHECKED_L1_ENTRIES = 1 << 27
+#: Bytes of bitmap tables that are read to judge the bitmaps of one image.
+MAX_BITMAP_TABLE_BYTES = 256 * MiB
+#: Pages of references that are not uniform, of ``REFERENCE_PAGE`` clusters (a byte each): 40 MiB, the memory
+#: for 2.5 TiB of 64 KiB clusters filled in random order. Uniform pages cost nothing.
+REFERENCE_PAGE = 1024
+MAX_REFERENCE_PAGES = 40 * 1024
+#: L2 tables that are pointed at from several places, or are not aligned to a cluster, are remembered.
+MAX_SHARED_TABLES = 1 << 19
+MAX_UNALIGNED_TABLES = 1 << 12
