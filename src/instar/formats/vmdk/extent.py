@@ -188,9 +188,9 @@ def open_hosted(reader: Reader) -> Extent:
         raise _bad(
             "out-of-bounds",
             "the file ends before its first grain",
-            field="overHead",
-            value=header.overhead,
-            limit=ceil_div(reader.size, SECTOR),
+            field="bytes expected",
+            value=header.overhead * SECTOR,
+            limit=reader.size,
         )
     extent = Extent("hosted", header.capacity, reader)
     extent.header, extent.footer = first, footer
@@ -209,7 +209,9 @@ def _footer(reader: Reader) -> SparseExtentHeader:
     """Read the footer of a stream; it stands between its marker and the end-of-stream marker."""
     start = ceil_div(reader.size, SECTOR) * SECTOR - FOOTER_BYTES
     if start < 0:
-        raise ImageError("corrupt", "footer", "the file is too short for the footer that its header promises")
+        raise ImageError(
+            "corrupt", "footer", "the file is too short for the footer that its header promises", field="footer"
+        )
     data = read_padded(reader, start, FOOTER_BYTES)
     marker, footer = Marker.unpack(data), SparseExtentHeader.unpack(data, SECTOR)
     end = Marker.unpack(data, 2 * SECTOR)
@@ -218,9 +220,11 @@ def _footer(reader: Reader) -> SparseExtentHeader:
         or footer.magic != MAGIC
         or (end.sectors, end.size, end.type) != (0, 0, MARKER_END_OF_STREAM)
     ):
-        raise ImageError("corrupt", "footer", "the file does not end with a footer", offset=start)
+        raise ImageError("corrupt", "footer", "the file does not end with a footer", field="footer", offset=start)
     if footer.gd_offset == GD_AT_END:
-        raise ImageError("corrupt", "footer", "the footer does not say where the grain directory is", offset=start)
+        raise ImageError(
+            "corrupt", "footer", "the footer does not say where the grain directory is", field="gdOffset", offset=start
+        )
     return footer
 
 

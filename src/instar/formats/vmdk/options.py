@@ -21,7 +21,9 @@ DEFAULT_HWVERSION = "4"
 COMPAT6_HWVERSION = "6"
 DEFAULT_TOOLSVERSION = "2147483647"
 
-SIZE = Option("size", "size", "Virtual disk size", note="Up to 2^32 - 512 grains: 256 TiB less 32 MiB with grain_size=64k.")
+SIZE = Option(
+    "size", "size", "Virtual disk size", note="Up to 2^32 - 512 grains: 256 TiB less 32 MiB with grain_size=64k."
+)
 ADAPTER_TYPE = Option(
     "adapter_type",
     "choice",
@@ -102,7 +104,7 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
         ``adapter_type``, ``hwversion``, ``toolsversion``, ``subformat``, ``zeroed_grain``, ``grain_size``.
 
     Raises:
-        OptionError: ``vmdk-backing-fmt``, ``bad-choice``, ``vmdk-compat6-hwversion``, ``vmdk-flat-backing``,
+        OptionError: ``vmdk-backing-fmt``, ``vmdk-choice``, ``vmdk-compat6-hwversion``, ``vmdk-flat-backing``,
             ``vmdk-flat-zeroed-grain``, ``not-yet``, ``vmdk-backing-format``, ``vmdk-parent-cid``, ``vmdk-text``,
             ``vmdk-grain-size``, ``image-too-large``.
     """
@@ -114,8 +116,8 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
             key=BACKING_FMT.name,
             value=backing_fmt,
         )
-    adapter_type = ADAPTER_TYPE.pick(given.text(ADAPTER_TYPE))
-    subformat = SUBFORMAT.pick(given.text(SUBFORMAT))
+    adapter_type = _pick(ADAPTER_TYPE, given)
+    subformat = _pick(SUBFORMAT, given)
     zeroed_grain = given.flag(ZEROED_GRAIN)
     hwversion = _hwversion(given)
     toolsversion = given.text(TOOLSVERSION)
@@ -140,6 +142,14 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
         "zeroed_grain": zeroed_grain,
         "grain_size": _judge_grain(given.number(GRAIN_SIZE), size),
     }
+
+
+def _pick(row: Option, given: Settings) -> str:
+    """Return the choice; a bad one has a code of its own, because qemu-img words it in its own way for VMDK."""
+    try:
+        return row.pick(given.text(row))
+    except OptionError as error:
+        raise OptionError("vmdk-choice", error.detail, **error.values) from None
 
 
 def _hwversion(given: Settings) -> str:
