@@ -1,0 +1,190 @@
+"""A mutation runner: no coverage, no dependencies, a few thousand inputs a second.
+
+Law: a run is repeatable from its number. An input that breaks a law is kept in ``fuzz/regressions/TARGET``,
+where the ordinary tests run it from then on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import signal
+import time
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType, ModuleType
+
+HERE = Path(__file__).parent
+REGRESSIONS = HERE / "regressions"
+#: Real images that somebody else made; a file belongs to the targets whose format its suffix names.
+IMAGES = HERE.parent / "tests" / "images"
+
+#: Seconds of processor time that no input may take; a cell that describes an image has 20.
+PATIENCE = 10.0
+MAX_INPUT = 16 << 20
+_INTERESTING = (
+    *(0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 32),
+    *(1 << 55, (1 << 56) - 512, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1),
+)
+
+
+class Broken(Exception):
+    """A target let something out that it must not; ``data`` is the input."""
+
+    def __init__(self, target: str, data: bytes, cause: BaseException) -> None:
+        super().__init__(f"{target}: {type(cause).__name__}: {cause} (input of {len(data)} bytes)")
+        self.target = target
+        self.data = data
+
+    def keep(self) -> Path:
+        """Write the input where the tests find it."""
+        path = REGRESSIONS / self.target / hashlib.sha256(self.data).hexdigest()[:16]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(self.data)
+        return path
+
+
+def names() -> list[str]:
+    """Return the names of all targets."""
+    return [module.name for module in iter_modules([str(HERE / "targets")])]
+
+
+def load(name: str) -> ModuleType:
+    """Return the module of a target."""
+    return import_module(f"fuzz.targets.{name}")
+
+
+def seeds(name: str) -> list[bytes]:
+    """Return the seeds of a target: its own, files of ``tests/images``, and everything that once broke it."""
+    format = name.rpartition("_")[2]
+    files = [p for p in sorted(IMAGES.rglob(f"*.{format}")) if p.stat().st_size <= MAX_INPUT]
+    return [*load(name).seeds(), *(p.read_bytes() for p in files), *regressions(name)]
+
+
+def regressions(name: str) -> list[bytes]:
+    """Return the inputs that once broke a target."""
+    return [p.read_bytes() for p in sorted((REGRESSIONS / name).glob("*"))]
+
+
+@contextmanager
+def _watch() -> Iterator[None]:
+    def alarm(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise TimeoutError(f"it took more than {PATIENCE:g} s of processor time")
+
+    before = signal.signal(signal.SIGVTALRM, alarm)
+    signal.setitimer(signal.ITIMER_VIRTUAL, PATIENCE)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def run_one(name: str, data: bytes) -> None:
+    """Give a target one input.
+
+    Raises:
+        Broken: it let an exception out, or took too long.
+    """
+    try:
+        with _watch():
+            load(name).one_input(data)
+    except Exception as error:
+        raise Broken(name, data, error) from error
+
+
+def run(name: str, seconds: float, number: int) -> int:
+    """Give a target its seeds and mutants of them for some time; return how many inputs it took.
+
+    Raises:
+        Broken: see ``run_one``.
+    """
+    chance = random.Random(f"{name} {number}")
+    corpus = [Mutable(data) for data in seeds(name)]
+    repair = getattr(load(name), "repair", None)
+    deadline = time.monotonic() + seconds
+    count = 0
+    for seed in corpus:
+        run_one(name, seed.data)
+        count += 1
+    while time.monotonic() < deadline:
+        data = chance.choice(corpus).mutate(chance, corpus)
+        if repair is not None and chance.random() < 0.8:
+            data = repair(data)
+        run_one(name, data)
+        count += 1
+    return count
+
+
+class Mutable:
+    """A seed, and where in it something stands: images are mostly zeros, and a change there says little."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        blank = bytes(64)
+        blocks = [at for at in range(0, len(data), 64) if data[at : at + 64] != blank[: len(data) - at]]
+        self.spots = blocks or [0]
+
+    def _place(self, chance: random.Random, length: int) -> int:
+        if chance.random() < 0.1:
+            return chance.randrange(length)
+        return min(chance.choice(self.spots) + chance.randrange(64), length - 1)
+
+    def mutate(self, chance: random.Random, corpus: list[Mutable]) -> bytes:
+        """Return a changed copy: one to eight changes, most of them of numbers."""
+        out = bytearray(self.data)
+        for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
+            if not out:
+                out += chance.randbytes(chance.randrange(1, 64))
+            at = self._place(chance, len(out))
+            kind = chance.random()
+            if kind < 0.15:
+                out[at] ^= 1 << chance.randrange(8)
+            elif kind < 0.3:
+                out[at] = chance.randrange(256)
+            elif kind < 0.75:
+                self._number(chance, out, at)
+            elif kind < 0.8:
+                del out[at : at + chance.randrange(1, 64)]
+            elif kind < 0.85:
+                out[at:at] = chance.randbytes(chance.randrange(1, 64))
+            elif kind < 0.9:
+                other = chance.choice(corpus).data
+                start = chance.randrange(len(other) + 1)
+                piece = other[start : start + chance.choice((4, 8, 64, 512))]
+                out[at : at + len(piece)] = piece
+            elif kind < 0.95:
+                del out[at:]
+            else:
+                start = self._place(chance, len(out))
+                piece = bytes(out[start : start + chance.choice((4, 8, 16, 64, 512))])
+                out[at : at + len(piece)] = piece
+        del out[MAX_INPUT:]
+        return bytes(out)
+
+    @staticmethod
+    def _number(chance: random.Random, out: bytearray, at: int) -> None:
+        """Overwrite a number, or add a little to it."""
+        width = chance.choice((1, 2, 4, 4, 8, 8))
+        at -= at % width
+        order = "big" if chance.random() < 0.5 else "little"
+        value = int.from_bytes(out[at : at + width], order)  # type: ignore[arg-type]
+        kind = chance.random()
+        if kind < 0.4:
+            value = chance.choice(_INTERESTING)
+        elif kind < 0.7:
+            value += chance.choice((-512, -8, -2, -1, 1, 2, 8, 512, 65536))
+        elif kind < 0.8:
+            value = len(out) + chance.choice((-512, -1, 0, 1, 512))
+        elif kind < 0.9:
+            value <<= chance.randrange(1, 16)
+        else:
+            value = chance.getrandbits(8 * width)
+        end = min(at + width, len(out))
+        out[at:end] = (value % (1 << 8 * width)).to_bytes(width, order)[: end - at]  # type: ignore[arg-type]
