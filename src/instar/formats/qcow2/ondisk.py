@@ -332,6 +332,8 @@ MAX_BITMAP_TABLE_BYTES = 256 * MiB
 #: for 2.5 TiB of 64 KiB clusters filled in random order. Uniform pages cost nothing.
 REFERENCE_PAGE = 1024
 MAX_REFERENCE_PAGES = 40 * 1024
+#: Clusters with more than 254 references are counted aside.
+MAX_LARGE_REFERENCES = 1 << 18
 #: L2 tables that are pointed at from several places, or are not aligned to a cluster, are remembered.
 MAX_SHARED_TABLES = 1 << 19
 MAX_UNALIGNED_TABLES = 1 << 12

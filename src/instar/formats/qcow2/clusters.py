@@ -1,0 +1,326 @@
+"""The L1 and L2 tables of an image: every entry judged, every cluster behind it counted.
+
+Law: a table is read once for all that point to it, and a piece of it that maps clusters one after the other
+is judged as a whole; work and memory are bounded by named limits (specification, "Cluster mapping").
+"""
+
+from __future__ import annotations
+
+from instar.core.reader import MAX_READ, read_padded, table
+from instar.formats.qcow2.bulk import ones, ramp
+from instar.formats.qcow2.header import bad
+from instar.formats.qcow2.ondisk import (
+    COMPRESSED,
+    COMPRESSED_SECTOR,
+    COPIED,
+    L1_ENTRY_SIZE,
+    L1_OFFSET_MASK,
+    L1_RESERVED_MASK,
+    L2_OFFSET_MASK,
+    L2_RESERVED_MASK,
+    MAX_CHECKED_L1_ENTRIES,
+    MAX_CHECKED_L2_BYTES,
+    MAX_LENGTH,
+    MAX_SHARED_TABLES,
+    MAX_UNALIGNED_TABLES,
+    SUBCLUSTERS_ALLOCATED_MASK,
+    ZERO,
+    compressed_offset_bits,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Iterable, Iterator
+
+    from instar.core.finding import Report
+    from instar.formats.qcow2.header import Image
+    from instar.formats.qcow2.references import References
+
+#: Entries that are judged together where a whole table cannot be.
+PIECE = 64
+#: L2 tables whose first entry stands for all are remembered, so that they need not be read again.
+_MAX_SERIES = 1 << 16
+_OFFSETS_END = 1 << 56
+
+
+class Clusters:
+    """Walks the tables of an image.
+
+    Attributes:
+        allocated, fragmented, compressed: clusters of the active tables, as QEMU counts them.
+        twice: host clusters of active L2 tables that something else had been found to use before.
+    """
+
+    __slots__ = (
+        "_image",
+        "_l1_budget",
+        "_l2_budget",
+        "_references",
+        "_report",
+        "_series",
+        "_shared",
+        "_unaligned",
+        "allocated",
+        "compressed",
+        "fragmented",
+        "twice",
+    )
+
+    def __init__(self, image: Image, references: References, report: Report) -> None:
+        self._image = image
+        self._references = references
+        self._report = report
+        self._l1_budget = MAX_CHECKED_L1_ENTRIES
+        self._l2_budget = MAX_CHECKED_L2_BYTES
+        #: Further pointers to an L2 table, by host cluster: from active L1 entries, from those of snapshots.
+        self._shared: tuple[dict[int, int], dict[int, int]] = ({}, {})
+        #: The same for tables that do not start at a cluster, by host offset.
+        self._unaligned: dict[int, list[int]] = {}
+        #: First entries of the active tables that map clusters one after the other, by host offset.
+        self._series: dict[int, int] = {}
+        self.allocated = 0
+        self.fragmented = 0
+        self.compressed = 0
+        self.twice: list[int] = []
+
+    def walk(self, structure: str, offset: int, size: int, *, active: bool) -> bool:
+        """Count an L1 table of ``size`` entries at ``offset``, its L2 tables, and what they map.
+
+        Returns whether the table itself was counted (``References.region``).
+        """
+        if not size:
+            return False
+        if offset + size * L1_ENTRY_SIZE > MAX_LENGTH:
+            self._report.add("error", structure, "the table lies where no file can reach", offset=offset)
+            return False
+        counted = self._references.region(structure, offset, size * L1_ENTRY_SIZE)
+        self._l1_budget -= size
+        if self._l1_budget < 0:
+            limit = MAX_CHECKED_L1_ENTRIES
+            raise bad("too-large", structure, "the L1 tables of all snapshots together are too large", limit=limit)
+        image = self._image
+        bits, mask = image.cluster_bits, image.cluster_size - 1
+        for place, entry in self.l1_entries(offset, size):
+            if entry & L1_RESERVED_MASK:
+                detail = f"an L1 entry has reserved bits ({entry:#x})"
+                self._report.add("corruption", structure, detail, offset=place)
+            start = entry & L1_OFFSET_MASK
+            before = self._references.get(start >> bits)
+            inside = self._references.region("L2 table", start, image.cluster_size)
+            if start & mask:
+                detail = f"an L1 entry is not a multiple of the cluster size ({entry:#x})"
+                self._report.add("corruption", structure, detail, offset=place)
+                self._remember_unaligned(start, active)
+            elif before and inside:
+                self._share(start >> bits, active)
+            else:
+                self._table(start, 1, int(active))
+        return counted
+
+    def finish(self) -> None:
+        """Count what the tables map that several entries point to. No table may be walked afterwards."""
+        mine, others = self._shared
+        for cluster in mine.keys() | others.keys():
+            first = mine.get(cluster, 0)
+            self._table(cluster << self._image.cluster_bits, first + others.get(cluster, 0), first)
+        for offset, (first, other) in self._unaligned.items():
+            self._table(offset, first + other, first)
+
+    def expected(self, cluster: int) -> int:
+        """Return how many L1 entries point to the L2 table in a cluster, if an active one does."""
+        mine, others = self._shared
+        return 1 + mine.get(cluster, 0) + others.get(cluster, 0)
+
+    def known_series(self, offset: int) -> int:
+        """Return the first entry of an active table that was found to be one series; else 0."""
+        return self._series.get(offset, 0)
+
+    def repeated(self, offset: int) -> bool:
+        """Tell whether several entries of the active L1 table may point to the L2 table at ``offset``."""
+        return offset >> self._image.cluster_bits in self._shared[0] or offset in self._unaligned
+
+    def active_tables(self) -> Iterator[int]:
+        """Yield the host cluster of each L2 table that the active L1 table names."""
+        image = self._image
+        for _, entry in self.l1_entries(image.l1_table_offset, image.l1_size):
+            start = entry & L1_OFFSET_MASK
+            if start and not start & image.cluster_size - 1:
+                yield start >> image.cluster_bits
+
+    def l1_entries(self, offset: int, size: int) -> Iterator[tuple[int, int]]:
+        """Yield host offset and value of the entries that are not zero."""
+        end = min(offset + size * L1_ENTRY_SIZE, self._image.file_end)
+        for start in range(offset, end, MAX_READ):
+            data = read_padded(self._image.reader, start, min(MAX_READ, end - start))
+            if data.count(0) == len(data):
+                continue
+            for index, entry in enumerate(table(data, "Q", ">")):
+                if entry:
+                    yield start + index * L1_ENTRY_SIZE, entry
+
+    def _share(self, cluster: int, active: bool) -> None:
+        if active and len(self.twice) < MAX_UNALIGNED_TABLES:
+            self.twice.append(cluster)
+        shared = self._shared[not active]
+        shared[cluster] = shared.get(cluster, 0) + 1
+        if len(shared) > MAX_SHARED_TABLES:
+            detail = "too many L2 tables are used more than once"
+            raise bad("too-large", "L2 table", detail, limit=MAX_SHARED_TABLES)
+
+    def _remember_unaligned(self, offset: int, active: bool) -> None:
+        counts = self._unaligned.setdefault(offset, [0, 0])
+        counts[not active] += 1
+        if len(self._unaligned) > MAX_UNALIGNED_TABLES:
+            detail = "too many L2 tables do not start at a multiple of the cluster size"
+            raise bad("too-large", "L2 table", detail, limit=MAX_UNALIGNED_TABLES)
+
+    def read(self, offset: int) -> bytes:
+        """Read an L2 table; return nothing if it is all zeros, or behind the end of the file."""
+        size = self._image.cluster_size
+        if offset >= self._image.reader.size:
+            return b""
+        self._l2_budget -= size
+        if self._l2_budget < 0:
+            detail = "the L2 tables together are too large"
+            raise bad("too-large", "L2 table", detail, limit=MAX_CHECKED_L2_BYTES)
+        data = read_padded(self._image.reader, offset, size)
+        return b"" if data.count(0) == size else data
+
+    def _table(self, offset: int, weight: int, active: int) -> None:
+        """Count what one L2 table maps, ``weight`` times; ``active`` of them are from the active L1 table."""
+        data = self.read(offset)
+        if not data:
+            return
+        whole = self.series_of(data, self._image.entries)
+        if whole:
+            if active and len(self._series) < _MAX_SERIES:
+                self._series[offset] = whole
+            self._count_series(whole, self._image.entries, weight, active, 0)
+            return
+        size = min(PIECE, self._image.entries)
+        length = size * self._image.entry_size
+        expected = 0
+        for start in range(0, len(data), length):
+            piece = data[start : start + length]
+            if piece.count(0) == length:
+                continue
+            first = self.series_of(piece, size)
+            if first:
+                expected = self._count_series(first, size, weight, active, expected)
+            else:
+                expected = self._entries(offset + start, piece, weight, active, expected)
+
+    def series_of(self, data: bytes, count: int) -> int:
+        """Return the first entry if all map clusters one after the other, with equal flags; else 0."""
+        image = self._image
+        stride = image.entry_size
+        first = int.from_bytes(data[:8], "big")
+        offset = first & L2_OFFSET_MASK
+        step = image.cluster_size
+        if (
+            not offset
+            or first & (COMPRESSED | L2_RESERVED_MASK)
+            or offset & step - 1
+            or offset + count * step > _OFFSETS_END
+            or int.from_bytes(data[-stride : len(data) - stride + 8], "big") != first + (count - 1) * step
+        ):
+            return 0
+        entries = int.from_bytes(data, "big")
+        if image.extended_l2:
+            each = ones(count, stride)
+            bitmaps = entries & 0xFFFFFFFFFFFFFFFF * each
+            if bitmaps >> 32 & bitmaps & SUBCLUSTERS_ALLOCATED_MASK * each:
+                return 0
+            entries = entries >> 64 & 0xFFFFFFFFFFFFFFFF * each
+        return first if entries == first * ones(count, stride) + step * ramp(count, stride) else 0
+
+    def _count_series(self, first: int, count: int, weight: int, active: int, expected: int) -> int:
+        """Count a series; ``expected`` is the offset that would not be a fragment. Return the next such."""
+        offset = first & L2_OFFSET_MASK
+        self.allocated += count * active
+        if expected and offset != expected:
+            self.fragmented += active
+        if not self._image.has_data_file:
+            self._references.run("Data cluster", offset >> self._image.cluster_bits, count, weight)
+        return offset + count * self._image.cluster_size
+
+    def split(self, data: bytes) -> tuple[array[int], Iterable[int]]:
+        """Return entries and subcluster bitmaps of a piece of an L2 table."""
+        entries = table(data, "Q", ">")
+        if self._image.extended_l2:
+            return entries[0::2], entries[1::2]
+        return entries, bytes(len(entries))
+
+    def _entries(self, place: int, data: bytes, weight: int, active: int, expected: int) -> int:
+        """Judge entries one by one; arguments and result as in ``_count_series``."""
+        image, references = self._image, self._references
+        bits, step, mask = image.cluster_bits, image.cluster_size, image.cluster_size - 1
+        start = end = 0  # clusters that follow one another and are not counted yet
+        entries, bitmaps = self.split(data)
+        allocated = fragmented = 0
+        for index, (entry, bitmap) in enumerate(zip(entries, bitmaps, strict=True)):
+            if not entry and not bitmap:
+                continue
+            if entry & COMPRESSED:
+                self._compressed(place + index * image.entry_size, entry, bitmap, weight, active)
+                continue
+            if entry & L2_RESERVED_MASK:
+                self._corrupt(f"an L2 entry has reserved bits ({entry:#x})", place, index, weight)
+            offset = entry & L2_OFFSET_MASK
+            if not offset and not self.maps_zero(entry):
+                if bitmap & SUBCLUSTERS_ALLOCATED_MASK:
+                    self._corrupt("a cluster without host offset has allocated subclusters", place, index, weight)
+                continue
+            if bitmap >> 32 & bitmap & SUBCLUSTERS_ALLOCATED_MASK:
+                self._corrupt("a subcluster is both allocated and zero", place, index, weight)
+            allocated += 1
+            if expected and offset != expected:
+                fragmented += 1
+            expected = offset + step
+            if offset & mask:
+                self._corrupt(f"an L2 entry is not a multiple of the cluster size ({entry:#x})", place, index, weight)
+                if not image.has_data_file:
+                    references.region("Data cluster", offset, step, weight)
+            elif not image.has_data_file:
+                cluster = offset >> bits
+                if cluster != end:
+                    if start != end:
+                        references.run("Data cluster", start, end - start, weight)
+                    start = cluster
+                end = cluster + 1
+        if start != end:
+            references.run("Data cluster", start, end - start, weight)
+        self.allocated += allocated * active
+        self.fragmented += fragmented * active
+        return expected
+
+    def maps_zero(self, entry: int) -> bool:
+        """Tell whether an entry with host offset 0 maps a cluster: only a data file has one there."""
+        if entry & ZERO and not self._image.extended_l2:
+            return False
+        return self._image.has_data_file and bool(entry & COPIED)
+
+    def _compressed(self, place: int, entry: int, bitmap: int, weight: int, active: int) -> None:
+        image = self._image
+        if entry & COPIED:
+            self._corrupt(f"the entry of a compressed cluster has the copied flag ({entry:#x})", place, 0, weight)
+        if image.has_data_file:
+            self._corrupt(f"an image with a data file has a compressed cluster ({entry:#x})", place, 0, weight)
+            return
+        if bitmap:
+            self._corrupt(f"a compressed cluster has a subcluster bitmap ({bitmap:#x})", place, 0, weight)
+            return
+        shift = compressed_offset_bits(image.cluster_bits)
+        offset = entry & (1 << shift) - 1
+        sectors = (entry >> shift & (1 << image.cluster_bits - 8) - 1) + 1
+        size = sectors * COMPRESSED_SECTOR - offset % COMPRESSED_SECTOR
+        self._references.region("Compressed cluster", offset, size, weight)
+        self.allocated += active
+        self.compressed += active
+        # The next one shares a sector with it, so that each is a fragment (QEMU).
+        self.fragmented += active
+
+    def _corrupt(self, detail: str, place: int, index: int, weight: int) -> None:
+        offset = place + index * self._image.entry_size
+        self._report.add("corruption", "L2 table", detail, offset=offset, count=weight)
