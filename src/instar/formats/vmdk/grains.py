@@ -108,7 +108,7 @@ class Walk:
             self._claim_metadata("footer", self.file_sectors - 3, 3)
         sectors = ceil_div(extent.gd_entries * extent.entry_size, SECTOR)
         self._claim_metadata("grain directory", extent.gd_offset // SECTOR, sectors)
-        if extent.rgd_offset == extent.gd_offset and extent.rgd_offset:
+        if sectors and extent.rgd_offset == extent.gd_offset:
             self.tally.hit("warning", "redundant grain directory", "it is the grain directory itself")
             extent.rgd_offset = 0
         if extent.rgd_offset:
@@ -138,14 +138,18 @@ class Walk:
             wanted = extent.gd_entries
         count = self._readable(extent.gd_offset, wanted, "grain directory")
         copies = self._readable(extent.rgd_offset, count, "redundant grain directory") if extent.rgd_offset else 0
+        if not count:
+            return
         pieces = iter_table(self.reader, extent.gd_offset, count, self.code, "<", "grain directory")
         for first, entries in pieces:
             if self.extent.layout == "sesparse":
                 self._decode_directory(entries)
             number = max(0, min(len(entries), copies - first))
-            others = read_table(
-                self.reader, extent.rgd_offset + 4 * first, number, "I", "<", "redundant grain directory"
-            )
+            others = array("I")
+            if number:
+                others = read_table(
+                    self.reader, extent.rgd_offset + 4 * first, number, "I", "<", "redundant grain directory"
+                )
             others.extend([0] * (len(entries) - number))
             self._place_piece(first, entries, others, number)
 
@@ -203,9 +207,10 @@ class Walk:
         """Claim one table's sectors; return its sector, or 0 if it cannot be there."""
         if not self._inside(sector, 1):
             self._corrupt(structure, "it reaches past the end of the file", sector)
-        elif not self.metadata.claim(sector, self.stride):
+        elif self.metadata.taken(sector, self.stride):
             self._corrupt(structure, "it overlaps other metadata, or two entries share it", sector)
         else:
+            self.metadata.claim(sector, self.stride)
             return sector
         return 0
 
@@ -265,22 +270,32 @@ class Walk:
                 if sector and sector != zeroed:
                     self._judge_compressed(first + at, sector)
             return
-        # The loop that a large image spends its time in: what is plainly right costs no call but one.
-        grain, phase, low = extent.grain, self.phase, self.metadata_end
-        high = self.file_sectors - grain if first + len(entries) <= extent.grains else -1
-        claim = self.held.claim_one
+        # The loop that a large image spends its time in: grains that follow one another are judged together.
+        grain, begin, start, ahead = extent.grain, 0, 0, -1
         for at, sector in enumerate(entries):
-            if not sector or sector == zeroed:
+            if sector == ahead:
+                ahead += grain
                 continue
-            if phase is not None and low <= sector <= high:
-                unit, rest = divmod(sector - phase, grain)
-                if not rest and claim(unit):
-                    continue
-                if not rest:
-                    self._corrupt("grain", "two entries share it", sector)
-                    continue
-            self._judge_grain(first + at, sector)
-            phase = self.phase
+            if start:
+                self._judge_grains(first + begin, start, at - begin)
+            if sector and sector != zeroed:
+                begin, start, ahead = at, sector, sector + grain
+            else:
+                start, ahead = 0, -1
+        if start:
+            self._judge_grains(first + begin, start, len(entries) - begin)
+
+    def _judge_grains(self, grain: int, sector: int, count: int) -> None:
+        """Judge ``count`` entries whose grains follow one another."""
+        size = self.extent.grain
+        end = sector + count * size
+        if self.phase is not None and self.metadata_end <= sector and end <= self.file_sectors:
+            unit, rest = divmod(sector - self.phase, size)
+            if not rest and grain + count <= self.extent.grains and not self.held.taken(unit, count):
+                self.held.claim(unit, count)
+                return
+        for at in range(count):
+            self._judge_grain(grain + at, sector + at * size)
 
     def _judge_grain(self, grain: int, sector: int) -> None:
         """Judge one entry of an extent whose grains all have one length."""
