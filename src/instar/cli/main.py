@@ -41,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read the output has gone; nothing is left to say, also not by the interpreter's own flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    except Exception as error:  # a fault of instar's own: one line for people, the whole story when asked
+        if os.environ.get("INSTAR_DEBUG"):
+            raise
+        return _internal(error)
 
 
 def _run(words: list[str]) -> int:
@@ -81,6 +85,19 @@ def _run(words: list[str]) -> int:
     __import__(module)
     code: int = sys.modules[module].run(session, rest)
     return code
+
+
+def _internal(error: Exception) -> int:
+    from instar.cli.session import complain
+    from instar.core.errors import InternalError
+
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}" if trace is not None else "?"
+    fault = InternalError(f"{type(error).__name__}: {error} ({place}; INSTAR_DEBUG=1 tells more)")
+    complain(f"instar: {fault}")
+    return fault.exit_code
 
 
 def _usage(session: Session, qemu: str, own: str) -> int:

@@ -109,6 +109,7 @@ class ImageError(InstarError):
         value, limit: what was read, and what it was compared with.
         format: name of the format.
         path: the file, filled in by the host.
+        name: of another file, as the image gives it, where the error is about that.
     """
 
     def __init__(
@@ -123,9 +124,11 @@ class ImageError(InstarError):
         limit: int | None = None,
         format: str | None = None,
         path: str | None = None,
+        name: str | None = None,
     ) -> None:
         super().__init__(detail)
         self.kind = kind
+        self.name = name
         self.structure = structure
         self.field = field
         self.offset = offset
@@ -164,6 +167,7 @@ class ImageError(InstarError):
             "value": self.value,
             "limit": self.limit,
             "path": self.path,
+            "name": self.name,
         }
         return {**super().facts(), **{k: v for k, v in named.items() if v is not None}}
 

@@ -15,15 +15,29 @@ MAX_FINDINGS = 1000
 
 
 class Finding:
-    """One result of a check: how bad, which structure (the specification's word), what, where (host offset)."""
+    """One result of a check: how bad, which structure (the specification's word), what, where (host offset).
 
-    __slots__ = ("detail", "offset", "severity", "structure")
+    ``code`` and ``values`` are the same facts for other wordings: a stable identifier and its numbers.
+    """
 
-    def __init__(self, severity: str, structure: str, detail: str, *, offset: int | None = None) -> None:
+    __slots__ = ("code", "detail", "offset", "severity", "structure", "values")
+
+    def __init__(
+        self,
+        severity: str,
+        structure: str,
+        detail: str,
+        *,
+        offset: int | None = None,
+        code: str = "",
+        values: tuple[int, ...] = (),
+    ) -> None:
         self.severity = severity
         self.structure = structure
         self.detail = detail
         self.offset = offset
+        self.code = code
+        self.values = values
 
     def __repr__(self) -> str:
         return f"Finding({self.severity!r}, {self.structure!r}, {self.detail!r}, offset={self.offset})"
@@ -58,7 +72,17 @@ class Report:
         self.fragmented_clusters: int | None = None
         self.compressed_clusters: int | None = None
 
-    def add(self, severity: str, structure: str, detail: str, *, offset: int | None = None, count: int = 1) -> None:
+    def add(
+        self,
+        severity: str,
+        structure: str,
+        detail: str,
+        *,
+        offset: int | None = None,
+        count: int = 1,
+        code: str = "",
+        values: tuple[int, ...] = (),
+    ) -> None:
         """Count ``count`` findings of a severity and keep one, as long as there is room."""
         if severity == "corruption":
             self.corruptions += count
@@ -67,10 +91,12 @@ class Report:
         elif severity == "error":
             self.check_errors += count
         if len(self.findings) < MAX_FINDINGS:
-            self.findings.append(Finding(severity, structure, detail, offset=offset))
+            self.findings.append(Finding(severity, structure, detail, offset=offset, code=code, values=values))
 
     def to_wire(self) -> Wire:
         """Return the report as values that cross the seam."""
-        rows: list[Wire] = [[f.severity, f.structure, f.detail, f.offset] for f in self.findings]
+        rows: list[Wire] = [
+            [f.severity, f.structure, f.detail, f.offset, f.code, list(f.values)] for f in self.findings
+        ]
         totals: dict[str, Wire] = {name: getattr(self, name) for name in self.__slots__ if name != "findings"}
         return {"findings": rows, **totals}

@@ -231,10 +231,13 @@ def asks_help(pairs: Iterable[tuple[str, str | None]]) -> bool:
     return any(value is None and key in ("help", "?") for key, value in pairs)
 
 
-def read_settings(rows: Sequence[Option], pairs: Iterable[tuple[str, str | None]], *, format: str) -> Settings:
+def read_settings(
+    rows: Sequence[Option], pairs: Iterable[tuple[str, str | None]], *, format: str, no_is_off: bool = False
+) -> Settings:
     """Read ``(key, value)`` pairs by the rows of a format.
 
     ``key`` alone means ``key=on``, ``nokey`` alone ``key=off``; ``id=…`` is ignored, as qemu-img does.
+    ``no_is_off`` also takes ``nocow`` for ``cow=off``, as qemu-img does although there is a key of that name.
 
     Raises:
         OptionError: ``unknown-option`` (names the accepted ones), or what ``Option.parse`` raises.
@@ -244,7 +247,7 @@ def read_settings(rows: Sequence[Option], pairs: Iterable[tuple[str, str | None]
     for given, text in pairs:
         key = given
         if text is None:
-            if key not in table and key.startswith("no"):
+            if key.startswith("no") and (no_is_off or key not in table):
                 key, text = key[2:], "off"
             else:
                 text = "on"

@@ -10,6 +10,7 @@ import sys
 from instar.core.errors import ImageError
 from instar.core.plan import Allocate, Backing, Seed
 from instar.core.wire import take, take_optional, take_size
+from instar.formats import creatable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,8 +26,11 @@ PROGRESS_STEP = 16 << 20
 
 
 def preload(args: dict[str, Wire]) -> None:
-    """Import the planner a job needs."""
-    __import__(f"instar.formats.{take(args, 'format', str)}.plan")
+    """Import the planner a job needs, or all of them."""
+    name = take_optional(args, "format", str)
+    for row in creatable():
+        if row.name != "raw" and name in (None, row.name):
+            __import__(f"instar.formats.{row.name}.plan")
 
 
 def seed_of(args: dict[str, Wire]) -> Seed:

@@ -49,19 +49,10 @@ class CheckResult:
     def __init__(self, filename: str, format: str, report: Wire) -> None:
         self.filename = filename
         self.format = format
-        self.findings: list[Finding] = []
         rows = take(report, "findings", list)
         if len(rows) > MAX_FINDINGS:
             raise WireError("too many findings")
-        for row in rows:
-            if not (isinstance(row, list) and len(row) == 4):
-                raise WireError("a finding has another shape")
-            severity, structure, detail, offset = row
-            if severity not in SEVERITIES or not isinstance(structure, str) or not isinstance(detail, str):
-                raise WireError("a finding has another shape")
-            if not (offset is None or type(offset) is int):
-                raise WireError("a finding has another shape")
-            self.findings.append(Finding(str(severity), structure, detail, offset=offset))
+        self.findings = [_finding(row) for row in rows]
         self.corruptions = take_size(report, "corruptions")
         self.leaks = take_size(report, "leaks")
         self.check_errors = take_size(report, "check_errors")
@@ -88,6 +79,28 @@ class CheckResult:
     def __repr__(self) -> str:
         totals = f"corruptions={self.corruptions}, leaks={self.leaks}, check_errors={self.check_errors}"
         return f"CheckResult({self.filename!r}, {totals})"
+
+
+def _finding(row: Wire) -> Finding:
+    """Rebuild one finding.
+
+    Raises:
+        WireError: it has another shape.
+    """
+    if isinstance(row, list) and len(row) == 6:
+        severity, structure, detail, offset, code, values = row
+        if (
+            isinstance(severity, str)
+            and severity in SEVERITIES
+            and isinstance(structure, str)
+            and isinstance(detail, str)
+            and (offset is None or type(offset) is int)
+            and isinstance(code, str)
+            and isinstance(values, list)
+        ):
+            numbers = tuple(value for value in values if type(value) is int)
+            return Finding(severity, structure, detail, offset=offset, code=code, values=numbers)
+    raise WireError("a finding has another shape")
 
 
 def check(

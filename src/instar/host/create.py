@@ -201,7 +201,7 @@ def read_request(
             protocol=protocol,
         )
     rows = tuple(r for r in option_rows(row.name) if not (as_qemu and r.extension))
-    settings = read_settings(rows, pairs, format=row.name)
+    settings = read_settings(rows, pairs, format=row.name, no_is_off=as_qemu)
     table = {r.name: r for r in rows}
     if size is not None:
         if "size" in settings.values:
@@ -377,14 +377,6 @@ def _look_at_backing(request: Request, open_it: bool, isolation: Isolation, gene
             f"the format of the backing file is missing; it looks like {facts.format}:"
             f" if that is what it should be, give -F {facts.format}",
             detected=facts.format,
-        )
-    allowed = request.row.backing or ()
-    if allowed and facts.format not in allowed:
-        raise OptionError(
-            f"{request.row.name}-backing-format",
-            f"the backing file of a {request.row.name} image must be {' or '.join(allowed)}; this is {facts.format}",
-            format=facts.format,
-            name=name,
         )
     content_id = facts.extra.get("cid")
     request.backing = Backing(

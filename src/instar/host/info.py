@@ -92,6 +92,7 @@ class ImageInfo:
         self.references = facts.references
         self.children = [Child("file", filename, image)]
         self.children += [Child(role, combine(filename, part.path), part) for role, part in found.parts]
+        self._name_extents(facts.extra.get("extents"))
         self.children.reverse()
         backing = facts.backing
         self.backing_filename: str | None = None
@@ -101,6 +102,16 @@ class ImageInfo:
             self.backing_filename = backing.name.decode("utf-8", "surrogateescape")
             self.full_backing_filename = combine(filename, self.backing_filename)
             self.backing_format = backing.format
+
+    def _name_extents(self, roles: Wire) -> None:
+        """Put the names by which extents were opened in the place of those that the image gives them."""
+        data = (self.format_specific or {}).get("data")
+        extents = data.get("extents") if isinstance(data, dict) else None
+        names = {child.name: child.filename for child in self.children}
+        if isinstance(extents, list) and isinstance(roles, list):
+            for row, role in zip(extents, roles, strict=False):
+                if isinstance(row, dict) and isinstance(role, str) and role in names:
+                    row["filename"] = names[role]
 
     @property
     def actual_size(self) -> int:

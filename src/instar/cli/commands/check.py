@@ -81,20 +81,29 @@ def run(session: Session, argv: list[str]) -> int:
             return EXIT_UNSUPPORTED
         return report(session, error, lambda e: inspect_words(e, path), json=json)
     session.explain()
+    if session.as_qemu and result.format == "vmdk" and result.corruptions:
+        # QEMU's VMDK check stops at the first fault and counts nothing.
+        result.findings = [f for f in result.findings if f.severity == "corruption"][:1]
+        _show(session, result, json=False, quiet=True)
+        complain("qemu-img: Check failed: Invalid argument")
+        return 1
     _show(session, result, json=json, quiet=parsed.has("quiet"))
     return result.exit_code
 
 
 def _show(session: Session, result: CheckResult, *, json: bool, quiet: bool) -> None:
     for finding in result.findings:
-        if session.as_qemu and finding.severity == "warning":
-            continue
-        place = "" if finding.offset is None else f" (at byte {finding.offset})"
-        if not json or session.as_qemu:
-            word = {"corruption": "ERROR", "leak": "Leaked", "error": "Check error", "warning": "Warning"}[
-                finding.severity
-            ]
-            complain(f"{word}: {printable(finding.structure)}: {printable(finding.detail)}{place}")
+        if session.as_qemu:
+            from instar.cli.messages import finding_words
+
+            words = finding_words(finding, result.format)
+            if words is not None:
+                complain(words)
+            elif finding.severity != "warning":
+                complain(f"ERROR {printable(finding.structure)}: {printable(finding.detail)}")
+        elif not json:
+            place = "" if finding.offset is None else f" (at byte {finding.offset})"
+            complain(f"{finding.severity}: {printable(finding.structure)}: {printable(finding.detail)}{place}")
     if quiet:
         return
     if json:

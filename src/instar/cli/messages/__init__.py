@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from instar.cli.argv import UsageError
+    from instar.core.finding import Finding
 
 _EISDIR = 21
 _EFBIG = 27
@@ -77,7 +78,10 @@ def _fill(template: str, values: Mapping[str, object]) -> str:
 
 def option_words(error: OptionError, *, format: str | None, generation: tuple[int, int], has_cluster_size: bool) -> str:
     """Return qemu-img's sentence for a fault in the caller's words."""
-    if error.code == "bad-image-size":
+    negative = str(error.values.get("value")).lstrip().startswith("-")
+    if error.code == "bad-image-size" or (
+        error.code == "image-size-out-of-range" and negative and generation < (10, 0)
+    ):
         if generation < (10, 0):
             return (
                 "Invalid image size specified. You may use k, M, G, T, P or E suffixes for\n"
@@ -142,9 +146,18 @@ def inspect_words(error: InstarError, path: str) -> str:
     shown = printable(str(getattr(error, "path", None) or path))
     if isinstance(error, ImageError) and error.structure == "backing chain" and error.kind == "corrupt":
         return f"qemu-img: Backing file '{shown}' creates an infinite loop."
+    if isinstance(error, ImageError) and error.kind == "not-found" and error.name is not None:
+        name = printable(error.name)
+        return f"qemu-img: Could not open '{name}': Could not open '{name}': No such file or directory"
     if isinstance(error, OptionError):
         return "qemu-img: " + option_words(error, format=None, generation=(11, 1), has_cluster_size=False)
     return f"qemu-img: Could not open '{shown}': {open_words(error, shown)}"
+
+
+def finding_words(finding: Finding, format: str) -> str | None:
+    """Return qemu-img's line for a finding of ``check``; ``None`` if it has none."""
+    template = _table(format, "FINDINGS").get(finding.code)
+    return None if template is None else template.format(*finding.values)
 
 
 def usage_words(error: UsageError, command: str, *, as_qemu: bool, generation: tuple[int, int]) -> str:
