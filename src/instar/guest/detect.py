@@ -74,11 +74,13 @@ def module(format_name: str, part: str) -> ModuleType:
 def preload(name: str | None, parts: tuple[str, ...]) -> None:
     """Import what one format, or any readable one, will need: inside the cell nothing can be imported.
 
+    Detection itself needs the VMDK parser, which is among the readable ones.
+
     Codecs count: Python loads ``encodings.utf_16_le`` and its like on first use.
     """
     for encoding in ("utf-16-le", "utf-16-be", "latin-1", "ascii"):
         "".encode(encoding)
     for row in TABLE:
-        if row.readable and (name is None or name == row.name or name in row.aliases or row.name == "vmdk"):
-            for part in parts if name is None or row.name != "vmdk" else (*parts, "parse"):
+        if row.readable and (name is None or name == row.name or name in row.aliases):
+            for part in parts:
                 module(row.name, part)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from instar.core.errors import MAX_DETAIL, ImageError
+from instar.core.errors import MAX_DETAIL, ImageError, OptionError
 from instar.core.wire import WireError, decode, encode, take
 
 TYPE_CHECKING = False
@@ -47,6 +47,12 @@ def preload(job: bytes) -> None:
     _load(OPERATIONS[take(value, "op", str)]).preload(args)
 
 
+def preload_all() -> None:
+    """Import all that any job may need. For who starts cells before the jobs are known."""
+    for name in OPERATIONS.values():
+        _load(name).preload({"format": None})
+
+
 def main(job: bytes, files: Sequence[GrantedFile], ask: Ask) -> bytes:
     """Run one job and return its reply: ``{"ok": value}`` or ``{"error": facts}``, encoded."""
     try:
@@ -54,13 +60,18 @@ def main(job: bytes, files: Sequence[GrantedFile], ask: Ask) -> bytes:
     except MemoryError:
         return _NO_MEMORY
     except ImageError as error:
-        return encode({"error": _image_error(error)})
+        facts = _image_error(error)
+    except OptionError as error:  # a planner's last word on what was asked for
+        values: dict[str, Wire] = {k: v for k, v in error.values.items() if isinstance(v, (int, str))}
+        facts = {"class": "option", "code": error.code, "detail": _text(error.detail), "values": values}
     except OSError as error:
-        return encode({"error": {"class": "os", "errno": error.errno or 0}})
-    except RecursionError:
-        return encode({"error": {"class": "internal", "detail": "recursion"}})
+        facts = {"class": "os", "errno": error.errno or 0}
     except Exception as error:
-        return encode({"error": {"class": "internal", "detail": _describe(error)}})
+        facts = {"class": "internal", "detail": _describe(error)}
+    try:
+        return encode({"error": facts})
+    except MemoryError:
+        return _NO_MEMORY
 
 
 def _run(job: bytes, files: Sequence[GrantedFile], ask: Ask) -> Wire:
@@ -79,13 +90,13 @@ def _image_error(error: ImageError) -> dict[str, Wire]:
     return {
         "class": "image",
         "kind": error.kind,
-        "structure": error.structure,
-        "detail": error.detail[:MAX_DETAIL],
-        "field": error.field,
+        "structure": _text(error.structure),
+        "detail": _text(error.detail),
+        "field": None if error.field is None else _text(error.field),
         "offset": number(error.offset),
         "value": number(error.value),
         "limit": number(error.limit),
-        "format": error.format,
+        "format": None if error.format is None else _text(error.format),
     }
 
 
@@ -95,4 +106,9 @@ def _describe(error: Exception) -> str:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     place = f"{trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}" if trace is not None else "?"
-    return f"{type(error).__name__}: {error} ({place})"[:MAX_DETAIL]
+    return _text(f"{type(error).__name__}: {error} ({place})")
+
+
+def _text(text: str) -> str:
+    """Cap a text and make it one that can be encoded: a surrogate that stands for no byte becomes a ``?``."""
+    return "".join("?" if "\ud800" <= c < "\udc80" or "\udcff" < c <= "\udfff" else c for c in text[:MAX_DETAIL])

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from instar.core.wire import Wire
+    from instar.sandbox.files import GrantedFile
 
     Serve = Callable[[Wire], Wire]
+    #: What runs inside: a job, the granted files, and how to ask the host; gives the reply.
+    Guest = Callable[[bytes, list[GrantedFile], Callable[[Wire], Wire]], bytes]
 
     class Cell(Protocol):
         """Somewhere that guest code runs without rights."""
@@ -83,8 +86,9 @@ class Limits:
 class Isolation:
     """How cells are to be made: the ``name`` asked for, and whether this process may fork directly.
 
-    ``single_threaded`` is a promise by the caller that no other thread runs and that its memory holds no
-    secret; without it cells are forked from a helper process (see ``process.server``).
+    ``single_threaded`` is a promise by the caller that no other thread runs, that its memory holds no secret, and
+    that nothing but instar's own code is run by a fork; without it cells are forked from a helper process
+    (see ``process.server``).
     ``said`` collects why a back end was passed over, for ``-v``.
     """
 

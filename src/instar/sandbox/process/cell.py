@@ -5,25 +5,26 @@ Law: no guest code runs before the child is sealed, and no child outlives its ho
 
 from __future__ import annotations
 
+import gc
 import os
 
 from instar.core.errors import SandboxError
 from instar.guest.main import main, preload
 from instar.sandbox.cell import MAX_FILES
 from instar.sandbox.files import GrantedFile
-from instar.sandbox.process.channel import CellChannel, converse
-from instar.sandbox.process.policy import FD_DOWN, FD_FILES, FD_UP
-from instar.sandbox.process.seal import seal, why_unavailable
+from instar.sandbox.posix import hold_signals, let_signals, safe_pipe
+from instar.sandbox.process.channel import CODE_FAULT, CODE_NO_MEMORY, CODE_UNSEALED, CellChannel, converse
+from instar.sandbox.process.policy import FD_DOWN, FD_FILES, FD_UP, RULES
+from instar.sandbox.process.seal import arrange_descriptors, seal, why_unavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from typing import NoReturn
 
-    from instar.core.wire import Wire
-    from instar.sandbox.cell import Grant, Limits, Serve
-
-    Guest = Callable[[bytes, list[GrantedFile], Callable[[Wire], Wire]], bytes]
+    from instar.sandbox.cell import Grant, Guest, Limits, Serve
+    from instar.sandbox.process.channel import Running
+    from instar.sandbox.process.policy import Rule
 
 __all__ = ["ProcessCell", "become_cell", "why_unavailable"]
 
@@ -33,93 +34,133 @@ _SIGKILL = 9
 class Child:
     """A direct child that is, or is about to be, a cell."""
 
-    __slots__ = ("_ended", "_pid", "down", "status", "up")
+    __slots__ = ("_fds", "_pid", "down", "status", "up")
 
-    def __init__(self, pid: int, up: int, down: int) -> None:
+    def __init__(self, pid: int, up: int, down: int, *others: int) -> None:
         self._pid = pid
+        self._fds = [up, down, *others]
         self.up = up
         self.down = down
         self.status: int | None = None
-        self._ended = False
 
     def end(self) -> int | None:
         """See ``Running.end``."""
-        if self._ended:
-            return self.status
-        self._ended = True
-        os.close(self.down)
-        # A child that closed its end by exiting is about to be a zombie: let its own status be the one reaped.
-        os.close(self.up)
-        try:
-            os.kill(self._pid, _SIGKILL)
-            self.status = os.waitpid(self._pid, 0)[1]
-        except (ProcessLookupError, ChildProcessError):  # the caller's program reaps children behind our back
-            self.status = None
+        if self._pid:
+            try:
+                # While it is not reaped its number is nobody else's, so the signal cannot hit a stranger. A cell that
+                # is about to die by itself keeps the status of its own death.
+                pid, status = os.waitpid(self._pid, os.WNOHANG)
+                if not pid:
+                    os.kill(self._pid, _SIGKILL)
+                    status = os.waitpid(self._pid, 0)[1]
+                self.status = status
+            except (ProcessLookupError, ChildProcessError):
+                pass  # the caller's program reaps children behind our back
+            self._pid = 0
+        while self._fds:
+            os.close(self._fds.pop())
         return self.status
 
 
 def become_cell(
-    up: int, down: int, files: Sequence[Grant], limits: Limits, parent: int | None, guest: Guest = main
+    up: int,
+    down: int,
+    files: Sequence[Grant],
+    limits: Limits,
+    parent: int,
+    *,
+    guest: Guest = main,
+    namespaces: bool = True,
+    rules: tuple[Rule, ...] = RULES,
 ) -> NoReturn:
-    """Turn this freshly forked process into a cell, run one job, and end. Never returns."""
+    """Turn this freshly forked process into a cell, run one job, and end. Never returns.
+
+    Signals must be held, so that no handler of the program that was forked runs here.
+    """
+    code = CODE_FAULT
     try:
+        channel = CellChannel(up, down)
         try:
-            seal(up, down, files, limits, parent)
+            arrange_descriptors(up, down, files)
+            # From here on the old numbers may be those of granted files.
+            channel = CellChannel(FD_UP, FD_DOWN)
+            seal(files, limits, parent, namespaces=namespaces, rules=rules)
         except Exception as error:
-            text = f"{type(error).__name__}: {error}".encode("utf-8", "replace")[:400]
-            try:
-                CellChannel(up, down).send(b"X", text)
-            except OSError:
-                CellChannel(FD_UP, FD_DOWN).send(b"X", text)
-            os._exit(2)
-        channel = CellChannel(FD_UP, FD_DOWN)
+            channel.send(b"X", f"{type(error).__name__}: {error}".encode("utf-8", "replace")[:400])
+            os._exit(CODE_UNSEALED)
+        channel.send(b"S", b"")
+        # What was garbage before the fork is not ours: a finaliser could do what a cell may not, and kill it.
+        gc.freeze()
         job = channel.receive(b"J")
         granted = [GrantedFile(n, FD_FILES + n, g.mode, g.size) for n, g in enumerate(files)]
         channel.send(b"R", guest(job, granted, channel.ask))
-        os._exit(0)
+        code = 0
+    except MemoryError:
+        code = CODE_NO_MEMORY
     finally:
-        os._exit(4)
+        os._exit(code)
 
 
 class ProcessCell:
     """A process sealed by rlimits, namespaces, Landlock and seccomp.
 
     ``direct`` forks the caller itself; without it a fork server does, so that neither the caller's threads
-    nor its memory are anywhere near the guest. ``guest`` is what runs inside; tests put misbehaviour there.
+    nor its memory are anywhere near the guest. ``guest`` is what runs inside, and ``rules`` what it may call;
+    both are for tests, and for direct cells only.
     """
 
     name = "process"
 
-    def __init__(self, *, direct: bool, guest: Guest = main) -> None:
+    def __init__(self, *, direct: bool, guest: Guest = main, rules: tuple[Rule, ...] = RULES) -> None:
         self._direct = direct
         self._guest = guest
+        self._rules = rules
 
     def run(self, job: bytes, files: Sequence[Grant], limits: Limits, serve: Serve) -> bytes:
         """See ``Cell.run``."""
         if len(files) > MAX_FILES:
             raise SandboxError("limit", f"{len(files)} files are too many for one cell, the limit is {MAX_FILES}")
         if self._direct:
-            return converse(self._fork(job, files, limits), job, limits, serve)
+            if self._guest is main:
+                preload(job)
+        else:
+            from instar.sandbox.process.server import ensure_server
+
+            ensure_server()
+        # Between the birth of a cell and the ``try`` no interrupt may come, or nobody would end it.
+        held = hold_signals()
+        try:
+            running = self._fork(files, limits) if self._direct else self._order(files, limits)
+        except BaseException:
+            let_signals(held)
+            raise
+        try:
+            let_signals(held)
+            return converse(running, job, limits, serve)
+        except BaseException:
+            running.end()  # ``converse`` has ended it, unless an interrupt came before it began
+            raise
+
+    def _order(self, files: Sequence[Grant], limits: Limits) -> Running:
         from instar.sandbox.process.server import start_cell
 
-        return converse(start_cell(files, limits), job, limits, serve)
+        return start_cell(files, limits)
 
-    def _fork(self, job: bytes, files: Sequence[Grant], limits: Limits) -> Child:
-        preload(job)
+    def _fork(self, files: Sequence[Grant], limits: Limits) -> Child:
         fds: list[int] = []
         try:
-            fds += os.pipe()
-            fds += os.pipe()
+            fds += safe_pipe()
+            fds += safe_pipe()
             up_read, up_write, down_read, down_write = fds
+            os.set_blocking(down_write, False)
             host = os.getpid()
             pid = os.fork()
             if pid == 0:
-                become_cell(up_write, down_read, files, limits, host, self._guest)
+                become_cell(up_write, down_read, files, limits, host, guest=self._guest, rules=self._rules)
         except OSError as error:
             for fd in fds:
                 os.close(fd)
             raise SandboxError("unavailable", f"a process cannot be started: {error.strerror}") from None
         os.close(up_write)
-        os.close(down_read)
-        os.set_blocking(down_write, False)
-        return Child(pid, up_read, down_write)
+        # The cell's end of ``down`` stays open here too: writing to a dead cell is then no SIGPIPE.
+        return Child(pid, up_read, down_write, down_read)

@@ -1,6 +1,7 @@
 """Frames between a host and its cell: a length, a tag, a body. The host's side never trusts a length.
 
-Tags: ``J`` the job, ``Q`` a request of the cell, ``A`` its answer, ``R`` the reply, ``X`` why sealing failed.
+Tags: ``S`` the cell is sealed, or ``X`` why it could not be; then ``J`` the job, ``Q`` a request of the cell,
+``A`` its answer, ``R`` the reply. The first comes before any guest code runs, so no guest can claim the second.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ _HEAD = struct.Struct("=Ic")
 MAX_REQUESTS = 1_000_000
 _CHUNK = 1 << 16
 
+#: Exit codes of a cell that gives no reply.
+CODE_UNSEALED = 2
+CODE_HOST_GONE = 3
+CODE_FAULT = 4
+CODE_NO_MEMORY = 5
+
 
 class CellChannel:
     """The cell's side: blocking reads and writes on two descriptors."""
@@ -50,7 +57,7 @@ class CellChannel:
         """Return the body of the next frame, which must carry ``tag``; the cell ends if the host is gone."""
         size, got = _HEAD.unpack(self._read(_HEAD.size))
         if got != tag:
-            os._exit(3)
+            os._exit(CODE_HOST_GONE)
         return self._read(size)
 
     def _read(self, size: int) -> bytes:
@@ -58,16 +65,18 @@ class CellChannel:
         while size:
             piece = os.read(self._down, min(size, _CHUNK))
             if not piece:
-                os._exit(3)
+                os._exit(CODE_HOST_GONE)
             pieces.append(piece)
             size -= len(piece)
         return b"".join(pieces)
 
     def send(self, tag: bytes, body: bytes) -> None:
         """Send one frame."""
-        view = memoryview(_HEAD.pack(len(body), tag) + body)
-        while view:
-            view = view[os.write(self._up, view) :]
+        head = _HEAD.pack(len(body), tag)
+        for piece in (head + body,) if len(body) < _CHUNK else (head, body):
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(self._up, view) :]
 
     def ask(self, request: Wire) -> Wire:
         """Make a request of the host and return its answer."""
@@ -86,23 +95,29 @@ class _HostChannel:
         self._deadline = time.monotonic() + limits.wall_seconds
         self._buffer = bytearray()
 
-    def _wait(self, fd: int, events: int) -> None:
+    def _wait(self, fd: int, events: int) -> bool:
+        """Wait until ``fd`` is ready; tell whether it is (and not just the cell gone)."""
         poll = select.poll()
         poll.register(fd, events)
-        left = self._deadline - time.monotonic()
-        if left <= 0 or not poll.poll(left * 1000):
+        poll.register(self._running.up, events if fd == self._running.up else 0)
+        # Look once even when the time is over: the host may have been stopped, and the answer be there.
+        ready = poll.poll(max(0.0, self._deadline - time.monotonic()) * 1000)
+        if not ready:
             raise SandboxError("limit", f"the cell did not answer within {self._limits.wall_seconds:g} s")
+        return any(which == fd for which, _ in ready)
 
     def send(self, tag: bytes, body: bytes) -> None:
+        """Send one frame; nothing comes of it if the cell is gone, which reading will tell."""
         view = memoryview(_HEAD.pack(len(body), tag) + body)
         while view:
-            self._wait(self._running.down, select.POLLOUT)
+            if not self._wait(self._running.down, select.POLLOUT):
+                return
             try:
                 view = view[os.write(self._running.down, view[:_CHUNK]) :]
             except BlockingIOError:
                 continue
             except BrokenPipeError:
-                return  # the cell is gone; reading tells what became of it
+                return
 
     def receive(self) -> tuple[bytes, bytes] | None:
         """Return ``(tag, body)``, or ``None`` if the cell closed its end."""
@@ -137,46 +152,69 @@ def converse(running: Running, job: bytes, limits: Limits, serve: Serve) -> byte
     """Hand a job to a started cell, serve its requests, and return its reply. The cell is gone afterwards.
 
     Raises:
-        SandboxError: ``died``, ``protocol`` or ``limit``.
+        SandboxError: ``unavailable`` if it could not be sealed, else ``died``, ``protocol`` or ``limit``.
     """
-    channel = _HostChannel(running, limits)
     try:
-        channel.send(b"J", job)
-        for _ in range(MAX_REQUESTS):
-            frame = channel.receive()
-            if frame is None:
-                raise SandboxError("died", how_it_ended(running.end(), limits))
-            tag, body = frame
-            if tag == b"R":
-                return body
-            if tag == b"X":
-                raise SandboxError("unavailable", "the process could not be sealed: " + body.decode("utf-8", "replace"))
-            if tag != b"Q":
-                raise SandboxError("protocol", "the cell sent a frame of an unknown kind")
-            started = time.monotonic()
-            answer = serve(decode(body))
-            channel.pause(time.monotonic() - started)
-            channel.send(b"A", encode(answer))
-        raise SandboxError("limit", f"the cell made more than {MAX_REQUESTS} requests")
+        return _converse(_HostChannel(running, limits), running, job, limits, serve)
     except WireError as error:
         raise SandboxError("protocol", f"the cell's request cannot be read: {error}") from None
     finally:
-        running.end()
+        try:
+            running.end()
+        except BaseException:  # a second Ctrl-C
+            running.end()
+            raise
 
 
-def how_it_ended(status: int | None, limits: Limits) -> str:
+def _converse(channel: _HostChannel, running: Running, job: bytes, limits: Limits, serve: Serve) -> bytes:
+    channel.send(b"J", job)  # waits in the pipe until the cell is sealed
+    frame = channel.receive()
+    if frame is None:
+        raise _how_it_ended(running.end(), limits, sealed=False)
+    tag, body = frame
+    if tag == b"X":
+        raise SandboxError("unavailable", "the process could not be sealed: " + body.decode("utf-8", "replace"))
+    if tag != b"S":
+        raise SandboxError("protocol", "the cell sent a frame of an unknown kind")
+    for _ in range(MAX_REQUESTS):
+        frame = channel.receive()
+        if frame is None:
+            raise _how_it_ended(running.end(), limits, sealed=True)
+        tag, body = frame
+        if tag == b"R":
+            return body
+        if tag != b"Q":
+            raise SandboxError("protocol", "the cell sent a frame of an unknown kind")
+        started = time.monotonic()
+        answer = serve(decode(body))
+        channel.pause(time.monotonic() - started)
+        channel.send(b"A", encode(answer))
+    raise SandboxError("limit", f"the cell made more than {MAX_REQUESTS} requests")
+
+
+_SIGNALS = {
+    4: "the cell crashed (SIGILL)",
+    6: "the cell crashed (SIGABRT)",
+    7: "the cell crashed (SIGBUS)",
+    8: "the cell crashed (SIGFPE)",
+    9: "the cell was killed from outside (SIGKILL), perhaps because the machine ran out of memory",
+    11: "the cell crashed (SIGSEGV)",
+    31: "the cell was killed: it made a system call that no cell may make (SIGSYS)",
+}
+_SIGXCPU = 24
+
+
+def _how_it_ended(status: int | None, limits: Limits, *, sealed: bool) -> SandboxError:
     """Say in words what a wait status means for a cell that gave no reply."""
     if status is None:
-        return "the cell ended without an answer"
+        # A cell whose end nobody saw: the fork server went, and took it along.
+        kind = "died" if sealed else "unavailable"
+        return SandboxError(kind, "the cell ended without an answer, and nobody saw how")
     code = os.waitstatus_to_exitcode(status)
-    known = {
-        -31: "the cell was killed: it made a system call that no cell may make (SIGSYS)",
-        -24: f"the cell was killed: it used more than {limits.cpu_seconds} s of processor time (SIGXCPU)",
-        -11: "the cell crashed (SIGSEGV)",
-        -9: "the cell was killed from outside (SIGKILL)",
-        -6: "the cell crashed (SIGABRT)",
-        -7: "the cell crashed (SIGBUS)",
-    }
-    if code in known:
-        return known[code]
-    return f"the cell was killed by signal {-code}" if code < 0 else f"the cell ended with code {code} and no answer"
+    if code == -_SIGXCPU:
+        return SandboxError("limit", f"the cell used more than {limits.cpu_seconds} s of processor time")
+    if code == CODE_NO_MEMORY:
+        return SandboxError("limit", f"the cell ran out of memory (limit {limits.memory >> 20} MiB)")
+    if code < 0:
+        return SandboxError("died", _SIGNALS.get(-code, f"the cell was killed by signal {-code}"))
+    return SandboxError("died", f"the cell ended with code {code} and no answer")

@@ -14,6 +14,8 @@ AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 _PROT_EXEC = 4
 _MAP_ANONYMOUS = 0x20
+#: MADV_DONTNEED and MADV_FREE. MADV_HWPOISON and its like, which root could use, are not for cells.
+_ADVICE = [4, 8]
 
 
 class Rule:
@@ -21,35 +23,34 @@ class Rule:
 
     Attributes:
         name: as in ``syscalls(2)``.
-        numbers: by machine; a machine that lacks the call is left out.
+        numbers: by machine.
         argument: what is asked of its arguments: ``any``, ``up``, ``down``, ``readable``, ``writable``
-            (the descriptor, argument 0) or ``memory`` (anonymous, never executable).
+            (the descriptor, argument 0), ``memory`` (anonymous, never executable) or ``advice`` (argument 2).
         reason: why a cell needs it.
     """
 
     __slots__ = ("argument", "name", "numbers", "reason")
 
-    def __init__(self, name: str, x86_64: int | None, aarch64: int | None, argument: str, reason: str) -> None:
+    def __init__(self, name: str, x86_64: int, aarch64: int, argument: str, reason: str) -> None:
         self.name = name
-        self.numbers = {m: n for m, n in (("x86_64", x86_64), ("aarch64", aarch64)) if n is not None}
+        self.numbers = {"x86_64": x86_64, "aarch64": aarch64}
         self.argument = argument
         self.reason = reason
 
 
+# Not here, because nothing in a cell needs them: other ways to read and write (preadv2 …), rt_sigreturn (a cell
+# has no signal handlers, all signals are blocked), futex (it has one thread).
 RULES = (
     Rule("pread64", 17, 67, "readable", "os.pread: the guest reads a granted file"),
     Rule("pwrite64", 18, 68, "writable", "os.pwrite: the guest writes a file granted for writing"),
-    Rule("preadv2", 327, 286, "readable", "os.preadv: CPython uses it for scattered reads"),
-    Rule("pwritev2", 328, 287, "writable", "os.pwritev: CPython uses it for gathered writes"),
     Rule("read", 0, 63, "down", "the job and the host's answers come through this pipe"),
     Rule("write", 1, 64, "up", "requests and the reply go through this pipe"),
     Rule("mmap", 9, 222, "memory", "malloc and obmalloc get memory"),
     Rule("munmap", 11, 215, "any", "malloc and obmalloc give memory back"),
     Rule("mremap", 25, 216, "any", "realloc of large blocks"),
     Rule("brk", 12, 214, "any", "malloc grows the heap"),
-    Rule("madvise", 28, 233, "any", "malloc returns pages of a large heap"),
-    Rule("rt_sigreturn", 15, 139, "any", "returning from a signal handler of the interpreter"),
-    Rule("clock_gettime", 228, 113, "any", "the vDSO falls back to it on some clocks"),
+    Rule("madvise", 28, 233, "advice", "allocators return pages of a large heap"),
+    Rule("clock_gettime", 228, 113, "any", "any use of a clock, on a host whose clock source the vDSO cannot read"),
     Rule("exit_group", 231, 94, "any", "the cell ends"),
 )
 
@@ -66,25 +67,33 @@ _OFFSET_ARCH = 4
 #: First call number of the x32 ABI, which shares the architecture value of x86-64.
 _X32_BIT = 0x40000000
 
+Row = tuple[int, int, int, int]
+
 
 def _argument_low(index: int) -> int:
-    """Return the offset in ``struct seccomp_data`` of the low half of an argument (little endian)."""
+    """Return the offset in ``struct seccomp_data`` of the low half of an argument (little endian).
+
+    The kernel itself looks at no more: descriptors and advice are ints, and no flag is above bit 31.
+    """
     return 16 + 8 * index
 
 
-def _one_of(numbers: list[int]) -> list[tuple[int, int, int, int]]:
-    """Allow if argument 0 is one of some descriptor numbers, else kill."""
-    code = [(_LD_ABS, 0, 0, _argument_low(0))]
+def _one_of(argument: int, numbers: list[int]) -> list[Row]:
+    """Allow if an argument is one of at most 250 numbers, else kill."""
+    code = [(_LD_ABS, 0, 0, _argument_low(argument))]
     for index, number in enumerate(numbers):
         code.append((_JEQ, len(numbers) - index, 0, number))
     return [*code, (_RET, 0, 0, _KILL_PROCESS), (_RET, 0, 0, _ALLOW)]
 
 
-def build_filter(machine: str, *, readable: list[int], writable: list[int]) -> list[tuple[int, int, int, int]]:
+def build_filter(
+    machine: str, *, readable: list[int], writable: list[int], rules: tuple[Rule, ...] = RULES
+) -> list[Row]:
     """Return the seccomp program as ``(code, jump_true, jump_false, k)`` rows.
 
     ``readable`` and ``writable`` are descriptor numbers inside the cell, at most 200 each.
     """
+    descriptors = {"up": [FD_UP], "down": [FD_DOWN], "readable": readable, "writable": writable}
     program = [
         (_LD_ABS, 0, 0, _OFFSET_ARCH),
         (_JEQ, 1, 0, AUDIT_ARCH[machine]),
@@ -93,10 +102,7 @@ def build_filter(machine: str, *, readable: list[int], writable: list[int]) -> l
         (_JGE, 0, 1, _X32_BIT),
         (_RET, 0, 0, _KILL_PROCESS),
     ]
-    for rule in RULES:
-        number = rule.numbers.get(machine)
-        if number is None:
-            continue
+    for rule in rules:
         if rule.argument == "any":
             block = [(_RET, 0, 0, _ALLOW)]
         elif rule.argument == "memory":
@@ -108,11 +114,11 @@ def build_filter(machine: str, *, readable: list[int], writable: list[int]) -> l
                 (_RET, 0, 0, _KILL_PROCESS),
                 (_RET, 0, 0, _ALLOW),
             ]
+        elif rule.argument == "advice":
+            block = _one_of(2, _ADVICE)
         else:
-            block = _one_of(
-                {"up": [FD_UP], "down": [FD_DOWN], "readable": readable, "writable": writable}[rule.argument]
-            )
-        program.append((_JEQ, 0, len(block), number))
+            block = _one_of(0, descriptors[rule.argument])
+        program.append((_JEQ, 0, len(block), rule.numbers[machine]))
         program += block
     program.append((_RET, 0, 0, _KILL_PROCESS))
     return program

@@ -1,4 +1,4 @@
-"""Give up rights: descriptors, limits, namespaces, Landlock, seccomp. Runs in the child, once, and for good.
+"""Give up rights: descriptors, limits, namespaces, capabilities, Landlock, seccomp. In the child, once, for good.
 
 Law: every step that the kernel offers is taken, in an order that needs no right given up before. Landlock
 and namespaces may be missing (older kernels, containers); the descriptors, limits and seccomp may not.
@@ -12,13 +12,15 @@ import os
 import resource
 import struct
 
-from instar.sandbox.process.policy import AUDIT_ARCH, FD_DOWN, FD_FILES, FD_UP, build_filter
+from instar.sandbox.posix import hold_all_signals_but
+from instar.sandbox.process.policy import AUDIT_ARCH, FD_DOWN, FD_FILES, FD_UP, RULES, build_filter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from instar.sandbox.cell import Grant, Limits
+    from instar.sandbox.process.policy import Rule
 
 # linux/prctl.h
 _PR_SET_PDEATHSIG = 1
@@ -30,15 +32,20 @@ _SECCOMP_MODE_FILTER = 2
 _CLONE_NEWIPC = 0x08000000
 _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
-# linux/landlock.h; the call numbers are the same on every architecture
+# linux/capability.h
+_CAPABILITY_VERSION_3 = 0x20080522
+# these call numbers are the same on every architecture
+_SYS_CLOSE_RANGE = 436
 _SYS_LANDLOCK_CREATE_RULESET = 444
 _SYS_LANDLOCK_RESTRICT_SELF = 446
+# linux/landlock.h
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 #: By ABI version: how many access rights to files exist.
 _LANDLOCK_FS_BITS = {1: 13, 2: 14, 3: 15, 4: 15}
+_EFAULT = 14
 _SIGKILL = 9
-_SIGINT = 2
-_SIG_IGN = 1
+_SIGXCPU = 24
+_INT64_MAX = (1 << 63) - 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -52,6 +59,33 @@ def machine() -> str:
     return os.uname().machine
 
 
+def _prctl(option: int, value: int) -> bool:
+    # Every argument of the variadic call is passed as a long: a bare int leaves the upper half undefined.
+    rest = ctypes.c_ulong(0)
+    return bool(_libc.prctl(ctypes.c_int(option), ctypes.c_ulong(value), rest, rest, rest) == 0)
+
+
+def close_from(first: int) -> None:
+    """Close every descriptor from ``first`` on, also those above a limit that was lowered later."""
+    done = _libc.syscall(
+        ctypes.c_long(_SYS_CLOSE_RANGE), ctypes.c_long(first), ctypes.c_long(0xFFFFFFFF), ctypes.c_long(0)
+    )
+    if done == 0:
+        return
+    # Kernels before 5.9. ``os.closerange`` may be a million calls there, so ask which are open.
+    try:
+        numbers = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        os.closerange(first, max(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 20))
+        return
+    for number in numbers:
+        if number >= first:
+            try:
+                os.close(number)
+            except OSError:
+                pass  # the one that listed the folder
+
+
 def arrange_descriptors(up: int, down: int, files: Sequence[Grant]) -> None:
     """Put the channel and the granted files at their numbers and close everything else."""
     wanted = [(up, FD_UP), (down, FD_DOWN), *((g.fd, FD_FILES + n) for n, g in enumerate(files))]
@@ -61,19 +95,14 @@ def arrange_descriptors(up: int, down: int, files: Sequence[Grant]) -> None:
     for fd, number in moved:
         os.dup2(fd, number, inheritable=False)
     os.closerange(0, FD_UP)
-    os.closerange(end, _open_max())
-
-
-def _open_max() -> int:
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    # Descriptors above a limit lowered later may still be open; CPython hands large ranges to close_range(2).
-    return max(soft if soft > 0 else 0, 1 << 20)
+    close_from(end)
 
 
 def limit_resources(limits: Limits) -> None:
     """Set the kernel's limits; never raises one that is already lower."""
-    with open("/proc/self/statm", "rb") as file:
-        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+    mapped = int(os.read(statm, 100).split()[0]) * resource.getpagesize()
+    os.close(statm)
     for what, value in (
         (resource.RLIMIT_AS, mapped + limits.memory),
         (resource.RLIMIT_CPU, limits.cpu_seconds),
@@ -82,41 +111,46 @@ def limit_resources(limits: Limits) -> None:
         (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_MEMLOCK, 0),
     ):
-        hard = resource.getrlimit(what)[1]
-        value = min(value, (1 << 63) - 1)
-        if hard != resource.RLIM_INFINITY:
-            value = min(value, hard)
-        # One second more on the hard side, so that a CPU limit arrives as SIGXCPU, which names it.
-        ceiling = (
-            value + 1 if what == resource.RLIMIT_CPU and (hard == resource.RLIM_INFINITY or value < hard) else value
-        )
+        value = min(value, _INT64_MAX, *(limit for limit in resource.getrlimit(what) if limit >= 0))
+        ceiling = value
+        if what == resource.RLIMIT_CPU:
+            # The soft limit comes a second earlier and as SIGXCPU, which names it; the hard one is a bare SIGKILL.
+            ceiling = value + 1
+            hard = resource.getrlimit(what)[1]
+            if 0 <= hard < ceiling:
+                value, ceiling = max(min(1, hard), hard - 1), hard
         resource.setrlimit(what, (value, ceiling))
 
 
 def leave_namespaces() -> bool:
     """Enter new user, network and IPC namespaces; tell whether the kernel allowed it."""
-    return bool(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC) == 0)
+    return bool(_libc.unshare(ctypes.c_int(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC)) == 0)
+
+
+def drop_capabilities() -> None:
+    """Give up root's rights, those over the new user namespace and, where there is none, those over the machine.
+
+    Raises:
+        SealError: the kernel refused it.
+    """
+    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+    if _libc.capset(header, bytes(24)) != 0:
+        raise SealError(f"capabilities: {os.strerror(ctypes.get_errno())}")
 
 
 def landlock() -> bool:
     """Give up every right on files, TCP ports, abstract sockets and signals; tell whether the kernel has Landlock."""
-    abi = _libc.syscall(
-        ctypes.c_long(_SYS_LANDLOCK_CREATE_RULESET),
-        None,
-        ctypes.c_size_t(0),
-        ctypes.c_uint32(_LANDLOCK_CREATE_RULESET_VERSION),
-    )
+    call = ctypes.c_long(_SYS_LANDLOCK_CREATE_RULESET)
+    abi = _libc.syscall(call, None, ctypes.c_size_t(0), ctypes.c_long(_LANDLOCK_CREATE_RULESET_VERSION))
     if abi < 1:
         return False
     files = (1 << _LANDLOCK_FS_BITS.get(abi, 16)) - 1
     attributes = struct.pack("=QQQ", files, 3 if abi >= 4 else 0, 3 if abi >= 6 else 0)
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
-    ruleset = _libc.syscall(
-        ctypes.c_long(_SYS_LANDLOCK_CREATE_RULESET), attributes, ctypes.c_size_t(size), ctypes.c_uint32(0)
-    )
+    ruleset = _libc.syscall(call, attributes, ctypes.c_size_t(size), ctypes.c_long(0))
     if ruleset < 0:
         return False
-    done = _libc.syscall(ctypes.c_long(_SYS_LANDLOCK_RESTRICT_SELF), ctypes.c_long(ruleset), ctypes.c_uint32(0))
+    done = _libc.syscall(ctypes.c_long(_SYS_LANDLOCK_RESTRICT_SELF), ctypes.c_long(ruleset), ctypes.c_long(0))
     os.close(ruleset)
     return bool(done == 0)
 
@@ -129,35 +163,45 @@ def seccomp(program: list[tuple[int, int, int, int]]) -> None:
     """
     code = b"".join(struct.pack("=HBBI", *row) for row in program)
     rows = ctypes.create_string_buffer(code, len(code))
-    header = struct.pack("@HP", len(program), ctypes.addressof(rows))
-    if (
-        _libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), header, ctypes.c_ulong(0), ctypes.c_ulong(0))
-        != 0
-    ):
+    header = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(rows)))
+    if not _prctl_filter(ctypes.addressof(header)):
         raise SealError(f"seccomp: {os.strerror(ctypes.get_errno())}")
 
 
-def seal(up: int, down: int, files: Sequence[Grant], limits: Limits, parent: int | None) -> None:
-    """Give up all rights. On return only the calls of ``policy.RULES`` work.
+def _prctl_filter(address: int) -> bool:
+    rest = ctypes.c_ulong(0)
+    mode = ctypes.c_ulong(_SECCOMP_MODE_FILTER)
+    return bool(_libc.prctl(ctypes.c_int(_PR_SET_SECCOMP), mode, ctypes.c_ulong(address), rest, rest) == 0)
 
-    ``parent`` is the process this one must not outlive, if it is its direct child.
+
+def seal(
+    files: Sequence[Grant],
+    limits: Limits,
+    parent: int,
+    *,
+    namespaces: bool = True,
+    rules: tuple[Rule, ...] = RULES,
+) -> None:
+    """Give up all rights; comes after ``arrange_descriptors``. On return only the calls of ``rules`` work.
+
+    ``parent`` is this process's parent, which it must not outlive. ``namespaces`` is false where the parent has
+    entered them already. ``rules`` is for tests.
 
     Raises:
-        SealError: a step that must not fail failed.
+        SealError, OSError: a step that must not fail failed.
     """
-    _libc.signal(_SIGINT, ctypes.c_void_p(_SIG_IGN))  # the host ends the cell; a Ctrl-C must not do so in mid-write
-    if parent is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(_SIGKILL), 0, 0, 0)
-        if os.getppid() != parent:
-            raise SealError("the host is gone")
-    arrange_descriptors(up, down, files)
-    leave_namespaces()
-    _libc.prctl(_PR_SET_DUMPABLE, ctypes.c_ulong(0), 0, 0, 0)
-    if (
-        _libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
-        != 0
-    ):
+    # A cell has no signal handlers: the host ends it. What is sent to the whole terminal (Ctrl-C) passes it by.
+    hold_all_signals_but(_SIGXCPU)
+    if namespaces:
+        leave_namespaces()
+    _prctl(_PR_SET_DUMPABLE, 0)
+    if not _prctl(_PR_SET_NO_NEW_PRIVS, 1):
         raise SealError("no_new_privs was refused")
+    drop_capabilities()
+    # Last of what touches credentials, because a change of those would undo it.
+    _prctl(_PR_SET_PDEATHSIG, _SIGKILL)
+    if os.getppid() != parent:
+        raise SealError("the host is gone")
     limit_resources(limits)
     landlock()
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
@@ -167,6 +211,7 @@ def seal(up: int, down: int, files: Sequence[Grant], limits: Limits, parent: int
             machine(),
             readable=[n for n, mode in numbers if "r" in mode],
             writable=[n for n, mode in numbers if "w" in mode],
+            rules=rules,
         )
     )
 
@@ -178,11 +223,6 @@ def why_unavailable() -> str | None:
     if machine() not in AUDIT_ARCH:
         return f"no system call policy for {machine()}"
     # EFAULT: the kernel has seccomp filters and looked for the program.
-    if (
-        _libc.prctl(_PR_SET_SECCOMP, ctypes.c_ulong(_SECCOMP_MODE_FILTER), None, ctypes.c_ulong(0), ctypes.c_ulong(0))
-        != 0
-    ):
-        errno = ctypes.get_errno()
-        if errno != 14:
-            return f"seccomp filters: {os.strerror(errno)}"
+    if not _prctl_filter(0) and (errno := ctypes.get_errno()) != _EFAULT:
+        return f"seccomp filters: {os.strerror(errno)}"
     return None

@@ -1,19 +1,21 @@
-"""The fork server: a small process that has imported only instar and makes cells for programs with threads.
+"""The caller's side of the fork server: a small process, started once, that makes cells for programs with threads.
 
 Law: the caller's memory and secrets are never in a cell, because the cell is not forked from the caller.
-The server takes messages of descriptors on a ``SOCK_SEQPACKET`` socket, one message a cell, so callers
-may share it across threads and forks. A caller that goes away takes its cells with it.
+Orders are single messages on a ``SOCK_SEQPACKET`` socket, so threads and forked children of the caller may
+share it. A caller that goes away takes its cells with it, and the last one the server.
 """
 
 from __future__ import annotations
 
+import _thread
+import fcntl
 import os
 import select
 import sys
 
-from instar.core.errors import SandboxError
-from instar.core.wire import WireError, decode, encode, take, take_size
-from instar.sandbox.cell import MAX_FILES, Grant, Limits
+from instar.core.errors import SandboxError, printable
+from instar.core.wire import encode
+from instar.sandbox.posix import above_stdio, hold_signals, let_signals, safe_pipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,220 +23,212 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from instar.core.wire import Wire
+    from instar.sandbox.cell import Grant, Limits
 
-_FD_CONTROL = 3
-_MESSAGE_BYTES = 64 << 10
-_SIGKILL = 9
-_lock = None
+#: Descriptor number of the server's end of the socket, inside the server.
+FD_CONTROL = 3
+#: Longest order, and longest word of readiness.
+MESSAGE_BYTES = 64 << 10
+READY = b"ready"
+_START_SECONDS = 30
+_END_SECONDS = 10
+#: Away from every number that the file actions of ``posix_spawn`` give out.
+_AWAY = 10
+_SIGNALS_TO_DEFAULT = (13, 17)  # SIGPIPE, SIGCHLD
+
+_lock = _thread.allocate_lock()
 _control: socket.socket | None = None
+#: Cells that run for this process; a forked child must let go of them.
+_running: set[Served] = set()
 
 
 class Served:
-    """A cell that the server forked. Closing ``status`` tells the server to kill it."""
+    """A cell that the server forked. ``status`` is a socket: closing it asks for the cell's death."""
 
-    __slots__ = ("_ended", "_status_fd", "down", "status", "up")
+    __slots__ = ("_fds", "_socket", "down", "status", "up")
 
-    def __init__(self, up: int, down: int, status: int) -> None:
+    def __init__(self, up: int, down: int, status: socket.socket, *others: int) -> None:
         self.up = up
         self.down = down
-        self._status_fd = status
+        self._fds = [up, down, *others]
+        self._socket: socket.socket | None = status
         self.status: int | None = None
-        self._ended = False
+        _running.add(self)
 
     def end(self) -> int | None:
-        """See ``Running.end``."""
-        if self._ended:
-            return self.status
-        self._ended = True
-        # A cell that has died by itself is reaped within moments; one that has not is killed by the close.
-        poll = select.poll()
-        poll.register(self._status_fd, select.POLLIN)
-        if poll.poll(0 if _alive(self.up) else 2000):
-            data = os.read(self._status_fd, 4)
-            if len(data) == 4:
-                self.status = int.from_bytes(data, sys.byteorder)
-        for fd in (self._status_fd, self.up, self.down):
-            os.close(fd)
+        """See ``Running.end``. Waits for the server's word that the cell is dead and reaped."""
+        if self._socket is not None:
+            try:
+                self._socket.shutdown(1)  # SHUT_WR: reaches the server although a forked process may hold a copy
+            except OSError:
+                pass  # the server is gone, and its cells with it
+            poll = select.poll()
+            poll.register(self._socket.fileno(), select.POLLIN)
+            if poll.poll(_END_SECONDS * 1000):
+                try:
+                    data = self._socket.recv(4)
+                except OSError:
+                    data = b""
+                if len(data) == 4:
+                    self.status = int.from_bytes(data, sys.byteorder)
+        self.let_go()
         return self.status
 
-
-def _alive(up: int) -> bool:
-    """Tell whether the cell still holds its end of the channel."""
-    poll = select.poll()
-    poll.register(up, 0)
-    return not any(event & select.POLLHUP for _, event in poll.poll(0))
+    def let_go(self) -> None:
+        """Close everything, without a word."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        while self._fds:
+            os.close(self._fds.pop())
+        _running.discard(self)
 
 
 def start_cell(files: Sequence[Grant], limits: Limits) -> Served:
-    """Ask the server, which is started when there is none, for one cell.
+    """Order one cell.
 
     Raises:
         SandboxError: ``unavailable``.
     """
-    request: Wire = {
+    import socket
+
+    order: Wire = {
         "files": [[g.mode, g.size] for g in files],
         "memory": limits.memory,
         "cpu_seconds": limits.cpu_seconds,
         "file_bytes": limits.file_bytes,
     }
     fds: list[int] = []
+    theirs = None
     try:
-        for _ in range(3):
-            fds += os.pipe()
-        up_read, up_write, down_read, down_write, status_read, status_write = fds
-        _send(encode(request), [up_write, down_read, status_write, *(g.fd for g in files)])
-    except OSError as error:
+        fds += safe_pipe()
+        fds += safe_pipe()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        up_read, up_write, down_read, down_write = fds
+        os.set_blocking(down_write, False)
+        _send(encode(order), [up_write, down_read, theirs.fileno(), *(g.fd for g in files)])
+    except (OSError, SandboxError) as error:
         for fd in fds:
             os.close(fd)
-        raise SandboxError("unavailable", f"the fork server cannot be reached: {error.strerror or error}") from None
-    for fd in (up_write, down_read, status_write):
-        os.close(fd)
-    os.set_blocking(down_write, False)
-    return Served(up_read, down_write, status_read)
+        if isinstance(error, SandboxError):
+            raise
+        reason = error.strerror or str(error)
+        raise SandboxError("unavailable", f"the fork server cannot be reached: {reason}") from None
+    finally:
+        if theirs is not None:
+            theirs.close()
+    os.close(up_write)
+    # The cell's end of ``down`` stays open here too: writing to a dead cell is then no SIGPIPE.
+    return Served(up_read, down_write, ours, down_read)
 
 
 def _send(message: bytes, fds: list[int]) -> None:
     """Send one message; a server that has died is replaced once."""
     import socket
-    import threading
 
-    global _lock, _control
-    if _lock is None:
-        _lock = threading.Lock()  # two locks made in a race cost at worst one spare server
     for attempt in (0, 1):
-        with _lock:
-            if _control is None:
-                _control = _start_server()
-            control = _control
+        control = ensure_server()
         try:
-            socket.send_fds(control, [message], fds)
+            socket.send_fds(control, [message], fds, socket.MSG_NOSIGNAL)
             return
-        except (BrokenPipeError, ConnectionError):
-            with _lock:
-                if _control is control:
-                    control.close()
-                    _control = None
+        except ConnectionError:
+            _forget(control)
             if attempt:
                 raise
 
 
+def _forget(control: socket.socket) -> None:
+    global _control
+    with _lock:
+        # Not closed: another thread may be using it this very moment. The last to let go of it closes it.
+        if _control is control:
+            _control = None
+
+
+def ensure_server() -> socket.socket:
+    """Start the server if there is none, and return the socket that reaches it.
+
+    Raises:
+        SandboxError: ``unavailable``.
+    """
+    global _control
+    with _lock:
+        if _control is None:
+            try:
+                _control = _start_server()
+            except OSError as error:
+                raise SandboxError("unavailable", f"the fork server cannot be started: {error.strerror}") from None
+        return _control
+
+
 def _start_server() -> socket.socket:
-    """Start the server, detached from this process, and return the socket that reaches it."""
+    """Start the server, detached from this process, and wait until it is ready."""
     import socket
 
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-        code = f"import sys; sys.path.insert(0, {package!r}); from instar.sandbox.process.server import serve; serve()"
-        null = os.open(os.devnull, os.O_RDWR)
-        try:
-            pid = os.posix_spawn(
-                sys.executable,
-                [sys.executable, "-I", "-S", "-c", code],
-                {"LC_ALL": "C.UTF-8"},
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, null, 0),
-                    (os.POSIX_SPAWN_DUP2, null, 1),
-                    (os.POSIX_SPAWN_DUP2, theirs.fileno(), _FD_CONTROL),
-                ],
-                setsigmask=(),
-            )
-        finally:
-            os.close(null)
-    try:
-        os.waitpid(pid, 0)  # the first process hands over to a detached one and ends at once
-    except ChildProcessError:
-        pass
-    return ours
-
-
-def serve() -> None:
-    """Be the server: detach, import what cells need, and fork one for each message until the caller is gone."""
-    import signal
-    import socket
-
-    from instar.guest.main import OPERATIONS, preload
-
-    # A process of its own session: the caller's Ctrl-C, terminal and wait() have nothing to do with it.
-    if os.fork():
-        os._exit(0)
-    os.setsid()
-    os.chdir("/")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    os.closerange(_FD_CONTROL + 1, 1 << 20)
-    for operation in OPERATIONS:
-        preload(encode({"op": operation, "args": {"format": None}}))
-    control = socket.socket(fileno=_FD_CONTROL)
-    # Each running cell: process, its pidfd, and the end of the status pipe whose closing by the caller kills it.
-    cells: dict[int, tuple[int, int]] = {}
-    poll = select.poll()
-    poll.register(control.fileno(), select.POLLIN)
-    while True:
-        for fd, _event in poll.poll():
-            if fd == control.fileno():
-                message, fds, _flags, _address = socket.recv_fds(control, _MESSAGE_BYTES, MAX_FILES + 3)
-                if not message:
-                    for pid, _status in cells.values():
-                        os.kill(pid, _SIGKILL)
-                    return
-                started = _fork_cell(message, fds)
-                if started is not None:
-                    pid, status = started
-                    pidfd = os.pidfd_open(pid)
-                    cells[pidfd] = (pid, status)
-                    poll.register(pidfd, select.POLLIN)
-                    poll.register(status, 0)
-            elif fd in cells:
-                pid, status = cells.pop(fd)
-                poll.unregister(fd)
-                _unregister(poll, status)
-                os.close(fd)
-                _, code = os.waitpid(pid, 0)
-                try:
-                    os.write(status, code.to_bytes(4, sys.byteorder))
-                except BrokenPipeError:
-                    pass
-                os.close(status)
-            else:
-                _unregister(poll, fd)
-                for pid, status in cells.values():
-                    if status == fd:
-                        os.kill(pid, _SIGKILL)
-
-
-def _unregister(poll: select.poll, fd: int) -> None:
-    """Stop watching a descriptor, which may have been done before."""
-    try:
-        poll.unregister(fd)
-    except KeyError:
-        pass
-
-
-def _fork_cell(message: bytes, fds: list[int]) -> tuple[int, int] | None:
-    """Fork one cell; return its pid and the status descriptor, or ``None`` for a malformed message."""
-    from instar.sandbox.process.cell import become_cell
-
-    try:
-        value = decode(message)
-        rows = take(value, "files", list)
-        limits = Limits(
-            memory=take_size(value, "memory"),
-            cpu_seconds=take_size(value, "cpu_seconds"),
-            file_bytes=take_size(value, "file_bytes"),
+    if getattr(sys, "frozen", False) or not sys.executable:
+        raise SandboxError(
+            "unavailable",
+            "this program has no Python interpreter of its own to start a fork server with;"
+            " if it has one thread, say so with Isolation(single_threaded=True)",
         )
-        up, down, status, *rest = fds
-        if len(rest) != len(rows):
-            raise WireError("descriptors are missing")
-        files = [Grant(fd, mode, size) for fd, (mode, size) in zip(rest, rows, strict=True)]
-    except (WireError, ValueError):
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+    code = f"import sys; sys.path.insert(0, {package!r}); from instar.sandbox.process.serve import serve; serve()"
+    argv = [sys.executable, "-I", "-S", *(["-B"] if sys.dont_write_bytecode else []), "-c", code]
+    # Nothing of the caller's environment, save what its interpreter may need to find its own libraries.
+    environment = {"LC_ALL": "C.UTF-8"}
+    environment.update({k: os.environ[k] for k in ("LD_LIBRARY_PATH",) if k in os.environ})
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        with theirs:
+            _spawn(argv, environment, theirs.fileno())
+        ours.settimeout(_START_SECONDS)
+        word = ours.recv(MESSAGE_BYTES)
+        if word != READY:
+            said = printable(word, 300) or "it ended at once"
+            raise SandboxError("unavailable", f"the fork server did not start: {said}")
+        ours.settimeout(None)
+    except BaseException:
+        ours.close()
+        raise
+    fd = ours.detach()
+    return socket.socket(fileno=above_stdio(fd))
+
+
+def _spawn(argv: list[str], environment: dict[str, str], control: int) -> None:
+    fds: list[int] = []
+    # An interrupt between the birth and the ``waitpid`` would leave a zombie.
+    held = hold_signals()
+    try:
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        fds.append(null)
+        fds += [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _AWAY) for fd in (null, control)]
+        pid = os.posix_spawn(
+            argv[0],
+            argv,
+            environment,
+            file_actions=[
+                *((os.POSIX_SPAWN_DUP2, fds[1], number) for number in range(3)),
+                (os.POSIX_SPAWN_DUP2, fds[2], FD_CONTROL),
+            ],
+            setsigmask=(),
+            setsigdef=_SIGNALS_TO_DEFAULT,
+        )
+        try:
+            os.waitpid(pid, 0)  # it hands over to a detached process and ends at once
+        except ChildProcessError:
+            pass  # the caller's program reaps children behind our back
+    finally:
         for fd in fds:
             os.close(fd)
-        return None
-    server = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        become_cell(up, down, files, limits, server)
-    for fd in (up, down, *rest):
-        os.close(fd)
-    return pid, status
+        let_signals(held)
+
+
+def _after_fork_in_child() -> None:
+    """Let go, in a forked child of the caller, of what belongs to the parent's threads."""
+    global _lock
+    _lock = _thread.allocate_lock()
+    for served in list(_running):
+        served.let_go()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
