@@ -7,7 +7,16 @@ from __future__ import annotations
 
 import os
 
-from instar.core.errors import IMAGE_KINDS, HostError, ImageError, InternalError, SandboxError
+from instar.core.errors import (
+    IMAGE_KINDS,
+    MAX_DETAIL,
+    HostError,
+    ImageError,
+    InternalError,
+    OptionError,
+    SandboxError,
+    printable,
+)
 from instar.core.wire import WireError, decode, encode, take, take_optional
 from instar.sandbox.cell import Isolation, Limits
 
@@ -17,6 +26,11 @@ if TYPE_CHECKING:
 
     from instar.core.wire import Wire
     from instar.sandbox.cell import Grant, Serve
+
+#: linux/err.h
+_MAX_ERRNO = 4095
+#: Longest name of a structure, field or format.
+_MAX_WORD = 80
 
 
 def refuse(request: Wire) -> Wire:
@@ -59,26 +73,35 @@ def call(
 
 
 def _error(facts: dict[str, Wire], path: str, limits: Limits) -> Exception:
+    """Rebuild an error from what a cell says. Texts are capped: they may be as long as a reply."""
     kind = take(facts, "class", str)
-    if kind == "image":
-        reason = take(facts, "kind", str)
-        if reason not in IMAGE_KINDS:
-            raise WireError("an unknown kind of error")
-        return ImageError(
-            reason,
-            take(facts, "structure", str),
-            take(facts, "detail", str),
-            field=take_optional(facts, "field", str),
-            offset=take_optional(facts, "offset", int),
-            value=take_optional(facts, "value", int),
-            limit=take_optional(facts, "limit", int),
-            format=take_optional(facts, "format", str),
-            path=path,
-        )
     if kind == "os":
         number = take(facts, "errno", int)
+        if not 0 < number <= _MAX_ERRNO:
+            raise WireError("an unknown error of the system")
         return HostError(number, path, "read or write it", os.strerror(number))
+    detail = take(facts, "detail", str)[:MAX_DETAIL]
     if kind == "limit":
-        megabytes = limits.memory >> 20
-        return SandboxError("limit", f"{take(facts, 'detail', str)} (limit {megabytes} MiB)", path=path)
-    return InternalError(take(facts, "detail", str))
+        return SandboxError("limit", f"{detail} (limit {limits.memory >> 20} MiB)", path=path)
+    if kind == "internal":
+        return InternalError(detail)
+    if kind == "option":
+        return OptionError(take(facts, "code", str), detail, **take(facts, "values", dict))
+    reason = take(facts, "kind", str)
+    if kind != "image" or reason not in IMAGE_KINDS:
+        raise WireError("an unknown kind of error")
+    return ImageError(
+        reason,
+        _word(take(facts, "structure", str)) or "",
+        detail,
+        field=_word(take_optional(facts, "field", str)),
+        offset=take_optional(facts, "offset", int),
+        value=take_optional(facts, "value", int),
+        limit=take_optional(facts, "limit", int),
+        format=_word(take_optional(facts, "format", str)),
+        path=path,
+    )
+
+
+def _word(text: str | None) -> str | None:
+    return None if text is None else printable(text, _MAX_WORD)

@@ -5,11 +5,13 @@ Law: no function here looks at what is in a file. Every error of the system beco
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
 from instar.core.errors import HostError
 from instar.sandbox.cell import Grant
+from instar.sandbox.posix import above_stdio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,28 +71,40 @@ class OpenFile:
         self.close()
 
 
-def open_image(path: str, *, action: str = "open", dir_fd: int | None = None, flags: int = 0) -> OpenFile:
+def open_image(path: str, *, action: str = "open", reopen: int | None = None) -> OpenFile:
     """Open a file for reading, without blocking on a pipe or a device that is not there.
+
+    ``reopen`` is a descriptor (``O_PATH``) of the file itself, which ``path`` then only names in errors.
 
     Raises:
         HostError: it cannot be opened, or is neither a regular file nor a block device.
     """
+    name = path if reopen is None else f"/proc/self/fd/{reopen}"
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | flags, dir_fd=dir_fd)
+        fd = above_stdio(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY))
     except OSError as error:
         raise host_error(error, path, action) from None
-    except ValueError:
-        raise HostError(22, path, action, "the name has a NUL byte in it") from None
+    except ValueError as error:
+        raise bad_name(error, path, action) from None
     try:
         status = os.fstat(fd)
         if stat.S_ISDIR(status.st_mode):
-            raise HostError(21, path, action, os.strerror(21))
+            raise HostError(errno.EISDIR, path, action, os.strerror(errno.EISDIR))
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
-            raise HostError(22, path, action, "it is neither a regular file nor a block device")
+            raise HostError(errno.EINVAL, path, action, "it is neither a regular file nor a block device")
         return OpenFile(path, fd, status)
+    except OSError as error:
+        os.close(fd)
+        raise host_error(error, path, action) from None
     except BaseException:
         os.close(fd)
         raise
+
+
+def bad_name(error: ValueError, path: str, action: str) -> HostError:
+    """Turn Python's refusal of a file name (a NUL in it, characters that the locale lacks) into a ``HostError``."""
+    why = "it has a NUL byte in it" if "\0" in path else str(error)
+    return HostError(errno.EINVAL, path, action, f"this cannot be a file name: {why}")
 
 
 def set_nocow(fd: int) -> None:

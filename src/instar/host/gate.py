@@ -12,7 +12,7 @@ import os
 import stat
 
 from instar.core.errors import ImageError, printable
-from instar.host.files import OpenFile, open_image
+from instar.host.files import OpenFile, bad_name, host_error, open_image
 from instar.host.names import protocol_of
 
 _MAX_LINKS = 40
@@ -23,19 +23,28 @@ class Gate:
     """The policy for what one image (and the chain behind it) may name.
 
     Args:
-        image_path: the image; files in its folder and below may be opened.
+        image_path: the image; files in its folder and below may be opened. (Of an image in ``/``, only its
+            neighbours: nobody means the whole machine by leaving an image there.)
         allow: further folders.
     """
 
     def __init__(self, image_path: str, allow: tuple[str, ...] = ()) -> None:
-        self._home = os.path.dirname(os.path.realpath(image_path))
-        named = {os.path.dirname(os.path.abspath(image_path)), self._home}
-        # Whoever allows a folder names it; its own links are trusted, those below it are not.
-        self._allowed = {form(folder) for folder in allow for form in (os.path.abspath, os.path.realpath)}
-        self._roots = sorted(named | self._allowed, key=len, reverse=True)
+        self._image_path = image_path
+        try:
+            home = os.path.dirname(os.path.realpath(image_path))
+            named = {os.path.dirname(os.path.abspath(image_path)), home, _folder_of(image_path)}
+            # Whoever allows a folder names it; its own links are trusted, those below it are not.
+            self._allowed = {form(folder) for folder in allow for form in (os.path.abspath, os.path.realpath)}
+        except ValueError as error:
+            raise bad_name(error, image_path, "open") from None
+        except OSError as error:  # the working folder is gone
+            raise host_error(error, image_path, "open") from None
+        self._roots = sorted({_slashed(folder) for folder in named | self._allowed}, key=len, reverse=True)
 
     def open(self, name: bytes, *, relative_to: str | None = None) -> OpenFile:
         """Open a file by the name that an image gives, seen from the folder of ``relative_to`` (default: the image's).
+
+        As in QEMU that is the folder of the name by which the image was opened, also where that is a link.
 
         Raises:
             ImageError: ``denied`` or ``not-found``; names what was asked, and for ``denied`` how to allow it.
@@ -53,20 +62,18 @@ class Gate:
                 "reference",
                 f"the image names '{printable(text, 200)}'; '{printable(protocol, 40)}:' names are never opened",
             )
-        home = self._home if relative_to is None else os.path.dirname(os.path.realpath(relative_to))
-        path = os.path.join(home, text)
+        path = os.path.join(_folder_of(self._image_path if relative_to is None else relative_to), text)
         for _ in range(_MAX_LINKS):
             found = self._walk(path, text)
             if isinstance(found, OpenFile):
-                found.path = text
                 return found
             path = found
         raise ImageError("denied", "reference", f"the image names '{printable(text, 200)}', which is a loop of links")
 
     def _root_of(self, path: str, shown: str) -> str:
-        lexical = os.path.normpath(path)
+        """Return the innermost allowed folder, with a slash at its end, that a normal path lies in."""
         for root in self._roots:
-            if lexical.startswith(root if root.endswith("/") else root + "/"):
+            if path.startswith(root) and (root != "/" or "/" in self._allowed or "/" not in path[1:]):
                 return root
         raise self._denied(shown)
 
@@ -81,11 +88,10 @@ class Gate:
 
     def _walk(self, path: str, shown: str) -> OpenFile | str:
         """Open ``path`` without following a link; a link gives the path that it stands for."""
-        root = self._root_of(path, shown)
-        prefix = root if root.endswith("/") else root + "/"
-        if not path.startswith(prefix):
-            path = os.path.normpath(path)  # it leaves the root and comes back: only the text can decide that
-        todo = [c for c in path[len(prefix) :].split("/") if c not in ("", ".")]
+        root = self._root_of(_normal(path), shown)
+        if not path.startswith(root):
+            path = _normal(path)  # it leaves the root and comes back: only the text can decide that
+        todo = [c for c in path[len(root) :].split("/") if c not in ("", ".")]
         done: list[str] = []
         fds: list[int] = []
         try:
@@ -94,7 +100,7 @@ class Gate:
                 component = todo.pop(0)
                 if component == "..":
                     if not done:
-                        return prefix + "/".join(["..", *todo])
+                        return _normal(root + "/".join(["..", *todo]))
                     done.pop()
                     os.close(fds.pop())
                     continue
@@ -103,16 +109,17 @@ class Gate:
                 mode = os.fstat(fd).st_mode
                 if stat.S_ISLNK(mode):
                     target = os.readlink("", dir_fd=fd)
-                    return os.path.join(prefix + "/".join(done), target, *todo)
+                    return os.path.join(root + "/".join(done), target, *todo)
                 done.append(component)
-            return self._open_final(fds[-1], prefix + "/".join(done), shown)
+            return self._open_final(fds[-1], root + "/".join(done), shown)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
                 raise ImageError(
-                    "not-found", "reference", f"the image names '{printable(shown, 200)}', which does not exist"
+                    "not-found",
+                    "reference",
+                    f"the image names '{printable(shown, 200)}', which does not exist",
+                    name=shown,
                 ) from None
-            from instar.host.files import host_error
-
             raise host_error(error, shown, "open") from None
         finally:
             for fd in fds:
@@ -120,12 +127,25 @@ class Gate:
 
     def _open_final(self, fd: int, path: str, shown: str) -> OpenFile:
         mode = os.fstat(fd).st_mode
-        explicit = any(path.startswith(root.rstrip("/") + "/") for root in self._allowed)
+        explicit = any(path.startswith(_slashed(root)) for root in self._allowed)
         if not (stat.S_ISREG(mode) or (stat.S_ISBLK(mode) and explicit)):
             raise ImageError(
                 "denied", "reference", f"the image names '{printable(shown, 200)}', which is not a regular file"
             )
         # The descriptor pins the very file that was judged; opening it again by name would be a race.
-        opened = open_image(f"/proc/self/fd/{fd}")
-        opened.path = shown
-        return opened
+        return open_image(shown, reopen=fd)
+
+
+def _folder_of(path: str) -> str:
+    """Return the folder of a name, itself free of links; what the name stands for is not looked at."""
+    return os.path.realpath(os.path.dirname(path) or ".")
+
+
+def _normal(path: str) -> str:
+    """Return an absolute path without ``.``, ``..`` and doubled slashes, by its text alone."""
+    normal = os.path.normpath(path)
+    return normal[1:] if normal.startswith("//") else normal
+
+
+def _slashed(folder: str) -> str:
+    return folder if folder.endswith("/") else folder + "/"
