@@ -2,6 +2,7 @@
 
 import sys
 
-from instar.cli.main import main
+from instar.cli.main import start
 
-sys.exit(main(["instar", *sys.argv[1:]]))
+sys.argv[0] = "instar"
+start()

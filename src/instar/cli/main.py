@@ -13,6 +13,7 @@ from instar import __version__
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import NoReturn
 
     from instar.cli.session import Session
 
@@ -28,6 +29,17 @@ QEMU_NAMES = ("qemu-img", "instar-qemu-img")
 _SHARED = ("--dialect", "--isolation", "--qemu-version", "--allow-path")
 _SIGINT = 2
 _EXIT_USAGE = 1
+
+
+def start() -> NoReturn:
+    """Be the whole program: run and leave at once, without the interpreter's slow farewell to each of its objects."""
+    code = main()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            code = code or 1
+    os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

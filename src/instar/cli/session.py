@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import sys
 
+from instar.core import NEWEST
 from instar.core.errors import OptionError
-from instar.host.describe import NEWEST
 from instar.sandbox.cell import Isolation
 
 #: Full version numbers that qemu-img's own ``--version`` gives, for the generations that instar knows.

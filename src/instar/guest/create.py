@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from instar.guest.main import Ask
     from instar.sandbox.files import GrantedFile
 
+#: From this size on a disk's tables are long enough that faster packing pays for its import.
+_LARGE = 64 << 30
+
 #: Bytes between two progress requests.
 PROGRESS_STEP = 16 << 20
 
@@ -28,6 +31,13 @@ PROGRESS_STEP = 16 << 20
 def preload(args: dict[str, Wire]) -> None:
     """Import the planner a job needs, or all of them."""
     name = take_optional(args, "format", str)
+    options = args.get("options")
+    if (
+        not isinstance(options, dict)
+        or options.get("preallocation", "off") != "off"
+        or take_size(args, "size") >= _LARGE
+    ):
+        __import__("array")
     for row in creatable():
         if row.name != "raw" and name in (None, row.name):
             __import__(f"instar.formats.{row.name}.plan")

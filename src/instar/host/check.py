@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from instar.core import NEWEST
 from instar.core.errors import SandboxError
 from instar.core.finding import MAX_FINDINGS, SEVERITIES, Finding
 from instar.core.wire import WireError, take, take_size
-from instar.host.describe import NEWEST, describe, optional_number
+from instar.host.describe import describe, optional_number
 from instar.host.files import open_image
 from instar.host.gate import Gate
 from instar.host.names import strip_file_protocol

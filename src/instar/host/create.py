@@ -10,6 +10,7 @@ import os
 import sys
 import time
 
+from instar.core import NEWEST
 from instar.core.errors import HostError, ImageError, OptionError, SandboxError, printable
 from instar.core.options import Option, Settings, read_settings
 from instar.core.plan import Backing
@@ -17,11 +18,9 @@ from instar.core.units import INT64_MAX, SECTOR, UINT64_MAX, align_up, parse_siz
 from instar.core.wire import WireError, take, take_size
 from instar.formats import creatable, find
 from instar.host.cells import call
-from instar.host.describe import NEWEST, describe
 from instar.host.files import host_error, open_image, set_extent_size_hint, set_nocow
 from instar.host.names import combine, protocol_of, strip_file_protocol
 from instar.host.output import Output
-from instar.host.space import allocate
 from instar.sandbox.cell import Isolation, Limits
 
 TYPE_CHECKING = False
@@ -350,6 +349,8 @@ def _look_at_backing(request: Request, open_it: bool, isolation: Isolation, gene
             f"backing file '{printable(name)}' is of the kind '{protocol}:', which is not opened; -u records it unseen",
             protocol=protocol,
         )
+    from instar.host.describe import describe
+
     try:
         image = open_image(full, action="open the backing file")
     except HostError as error:
@@ -471,6 +472,8 @@ def _make_raw(request: Request, output: Output, options: dict[str, Value], progr
     written = 0
     try:
         if mode != "off" and not output.is_device:
+            from instar.host.space import allocate
+
             allocate(output.fd, 0, size, mode, progress=progress or _quiet)
         if mode != "full" and not output.is_device:
             written = min(_FIRST_BLOCK if size >= _FIRST_BLOCK else SECTOR, size)
@@ -528,6 +531,8 @@ def _make_in_cell(
         offset, length = take_size(asked, "offset", limit=file_bytes), take_size(asked, "length", limit=file_bytes)
         if mode not in ("falloc", "full") or offset + length > file_bytes:
             raise WireError("an allocation out of bounds")
+        from instar.host.space import allocate
+
         try:
             allocate(output.fd, offset, length, mode, progress=progress or _quiet)
         except OSError as error:

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 #: What a cell that describes an image may use. Metadata is small; anything above is an attack or a fault.
 INFO_LIMITS = Limits(cpu_seconds=20, wall_seconds=60)
 
-#: The newest qemu-img whose output is known; the default.
-NEWEST = (11, 1)
-
 
 class Described:
     """An image that a cell described: its facts, and the other files of it that were opened."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from instar.core import NEWEST
 from instar.core.errors import ImageError, printable
 from instar.core.units import SECTOR, align_up
-from instar.host.describe import NEWEST, describe
+from instar.host.describe import describe
 from instar.host.files import extent_size_hint, open_image
 from instar.host.gate import Gate
 from instar.host.names import combine, strip_file_protocol

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from instar.cli.argv import Switch
 from instar.cli.commands.shared import COMMON, HELP, OUTPUT, Stop, read, report, switch_lines, wants_json
-from instar.cli.messages import create_words, hint
 from instar.cli.session import complain, say
 from instar.core.errors import InstarError, OptionError, printable
 from instar.core.options import asks_help, split_list
@@ -122,6 +121,8 @@ def _words(session: Session, parsed: Parsed) -> tuple[str, str | None]:
     if len(words) in (1, 2):
         return words[0], words[1] if len(words) == 2 else None
     if session.as_qemu:
+        from instar.cli.messages import hint
+
         said = f"Unexpected argument: {printable(words[2])}" if words else "Expecting image file name"
         complain(f"qemu-img: {said}\n{hint('create', as_qemu=True, generation=session.generation)}")
     elif words:
@@ -134,6 +135,8 @@ def _words(session: Session, parsed: Parsed) -> tuple[str, str | None]:
 def _words_of(
     session: Session, error: InstarError, path: str | None, format: str, pairs: list[tuple[str, str | None]]
 ) -> str:
+    from instar.cli.messages import create_words
+
     return create_words(
         error,
         path=path,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from instar.cli.argv import Parsed, Switch, UsageError, parse
-from instar.cli.messages import usage_words
 from instar.cli.session import complain, say
 from instar.core.errors import InstarError
 
@@ -53,6 +52,8 @@ def read(
     try:
         parsed = parse(known, argv, numbers_are_words=not session.as_qemu)
     except UsageError as error:
+        from instar.cli.messages import usage_words
+
         complain(usage_words(error, command, as_qemu=session.as_qemu, generation=generation))
         raise Stop(1) from None
     if parsed.has("help"):
