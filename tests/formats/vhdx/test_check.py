@@ -65,6 +65,8 @@ PLACED: dict[str, tuple[dict[int, bytes], int, int]] = {
     "a block over the log": (entry(0, MiB | 6), 16 * MiB, 1),
     "a block over the metadata": (entry(3, METADATA | 6), 16 * MiB, 1),
     "a block at 0": (entry(0, 6), 16 * MiB, 1),
+    "a block past 256 TiB": (entry(0, 1 << 48 | FIRST_FREE | 6), 16 * MiB, 1),
+    "a block past 64 PiB": (entry(0, 1 << 56 | FIRST_FREE | 6), 16 * MiB, 1),
     "unmapped blocks": (entry(0, 1) | entry(1, FIRST_FREE | 3) | entry(2, 5), 16 * MiB, 0),
 }
 
@@ -121,6 +123,9 @@ def test_finds_what_qemu_does_not_look_at(edits: dict[int, bytes], told: str) ->
         (extra_item(b"?" * 16, flags=8), "unknown flags 0x8"),
         (entry(0, FIRST_FREE | 2), "a block in state 2 has an offset"),
         (entry(0, FIRST_FREE | 0x8 | 6), "reserved bits are set"),
+        (entry(0, FIRST_FREE | 0x100 | 6), "reserved bits are set"),
+        (entry(0, FIRST_FREE | 0x10000 | 6), "reserved bits are set"),
+        (entry(0, 0x80000 | 6 | FIRST_FREE), "reserved bits are set"),
     ],
 )
 def test_warns_of_what_is_unusual_without_counting_it(edits: dict[int, bytes], told: str) -> None:
@@ -172,6 +177,14 @@ def test_blocks_may_lie_before_a_region_that_was_moved_to_the_end() -> None:
     assert examine(changed(edits, length=32 * MiB)).findings == []
     report = examine(changed(edits | entry(1, 24 * MiB | 6), length=32 * MiB))
     assert "entry 1: the block overlaps the region 3f3f3f3f" in said(report)
+
+
+@pytest.mark.parametrize("places", [(8, 17, 26, 35), (35, 8, 27, 17), (8, 16, 24, 32)])
+def test_blocks_may_lie_anywhere_as_long_as_they_are_apart(places: tuple[int, ...]) -> None:
+    blocks = {at: data for n, place in enumerate(places) for at, data in entry(n, place * MiB | 6).items()}
+    assert examine(changed(blocks, length=64 * MiB)).findings == []
+    overlapping = blocks | entry(4, (places[2] + 7) * MiB | 6)
+    assert "the block overlaps another one" in said(examine(changed(overlapping, length=64 * MiB)))
 
 
 def test_an_image_that_cannot_be_opened_is_no_finding() -> None:

@@ -171,6 +171,8 @@ HEADER_CASES: dict[str, tuple[dict[int, bytes], bool, tuple[str, str] | None]] =
     "block in the log": (entry(7, MiB | 6), True, ("corrupt", "file_offset")),
     "block at 0": (entry(7, 6), True, ("corrupt", "file_offset")),
     "unknown state": (entry(0, 4), True, None),
+    "block past 256 TiB": (entry(0, 1 << 48 | 7 * MiB | 6), True, ("corrupt", "file_offset")),
+    "block past 64 PiB": (entry(0, 1 << 56 | 7 * MiB | 6), True, ("corrupt", "file_offset")),
 }
 
 
@@ -218,12 +220,21 @@ def test_a_virtual_size_is_counted_in_whole_sectors() -> None:
 
 
 def test_a_last_block_may_end_with_the_disk() -> None:
-    for size in (MiB + 512, 10 * GiB + 512):
+    for size in (MiB + 512, 10 * GiB + 512, 10 * GiB + 9 * MiB):
         source = image(size, subformat="fixed", block_state_zero="off")
         assert info(source).virtual_size == size
         source.size -= 512
         with pytest.raises(ImageError, match="past the end of the file"):
             info(source)
+
+
+def test_a_region_may_lie_behind_the_blocks() -> None:
+    moved = extra_region(b"?" * 16, 31 * MiB, required=False)
+    assert info(changed(moved | entry(0, 8 * MiB | 6) | entry(1, 16 * MiB | 6), length=64 * MiB)).virtual_size
+    assert info(changed(moved | entry(0, 23 * MiB | 6) | entry(1, 32 * MiB | 6), length=64 * MiB)).virtual_size
+    for offset in (24, 31):
+        with pytest.raises(ImageError, match="entry 1 overlaps the region 3f3f3f3f"):
+            info(changed(moved | entry(0, 8 * MiB | 6) | entry(1, offset * MiB | 6), length=64 * MiB))
 
 
 def test_names_the_parent_of_a_differencing_disk() -> None:
