@@ -191,7 +191,7 @@ def _check_log(image: Reader, header: Header) -> None:
     raise ImageError(
         "unsupported-feature",
         "log",
-        f"the log holds changes ({len(entries)} entries) that must be replayed before the image can be read;"
+        f"the log holds changes (entries: {len(entries)}) that must be replayed before the image can be read;"
         " qemu-img check -r all does it",
         field="log_guid",
         offset=header.log_offset,
