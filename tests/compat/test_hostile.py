@@ -1,0 +1,131 @@
+"""Hostile images, end to end in cells: each gives a result or an ``ImageError``, and nothing outside is touched."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import struct
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.support import needs_qemu_img, qemu_img, run
+
+import instar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = needs_qemu_img
+
+FORMATS = ("qcow2", "vmdk", "vpc", "vhdx")
+
+
+def judge(path: Path, format: str, folder: Path) -> list[str]:
+    """Give an image to every operation that reads one; return what came of each."""
+    outcomes = []
+    for operation in (
+        lambda: instar.info(str(path), format=format),
+        lambda: instar.info(str(path)),
+        lambda: instar.check(str(path), format=format),
+        lambda: instar.create(str(folder / "top"), format="qcow2", backing=str(path), backing_format=format),
+    ):
+        try:
+            outcomes.append(type(operation()).__name__)
+        except (instar.ImageError, instar.OptionError) as error:
+            outcomes.append(str(error))
+    assert not [outcome for outcome in outcomes if "\n" in outcome]
+    return outcomes
+
+
+@pytest.fixture
+def sample(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A small image with data, made by qemu-img."""
+    path = tmp_path / "sample"
+    qemu_img("create", "-q", "-f", request.param, path, "8M")
+    run("qemu-io", "-f", request.param, "-c", "write -P 1 0 1M", path)
+    return path
+
+
+@pytest.mark.parametrize(("sample", "format"), [(f, f) for f in FORMATS], indirect=["sample"])
+def test_any_truncation_gives_a_result_or_an_image_error(sample: Path, format: str, tmp_path: Path) -> None:
+    data = sample.read_bytes()
+    bad = tmp_path / "bad"
+    ends = [*range(0, 4096, 64), *range(4096, len(data), max(4096, len(data) // 48 // 64 * 64))]
+    for end in ends:
+        bad.write_bytes(data[:end])
+        assert len(judge(bad, format, tmp_path)) == 4
+
+
+@pytest.mark.parametrize(("sample", "format"), [(f, f) for f in FORMATS], indirect=["sample"])
+def test_any_word_of_the_head_may_hold_anything(sample: Path, format: str, tmp_path: Path) -> None:
+    data = sample.read_bytes()
+    bad = tmp_path / "bad"
+    dice = random.Random(2)
+    places = {"qcow2": range(0, 112, 8), "vmdk": range(0, 80, 8), "vpc": [*range(0, 88, 8), *range(512, 584, 8)]}
+    heads = places.get(format, [*range(65536, 65536 + 80, 8), *range(196608, 196608 + 80, 8)])
+    for at in heads:
+        for word in (0, 1, (1 << 64) - 1, 1 << 63, dice.getrandbits(64)):
+            bad.write_bytes(data[:at] + struct.pack(">Q", word) + data[at + 8 :])
+            judge(bad, format, tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize(
+    "name", ["/etc/shadow", "../../../../../../../../etc/shadow", 'json:{"file.filename":"/etc/shadow"}']
+)
+@pytest.mark.parametrize("what", ["backing", "data", "extent"])
+def test_a_file_outside_is_named_and_never_opened(what: str, name: str, tmp_path: Path) -> None:
+    """CVE-2024-32498 (data file), CVE-2024-4467 (json:), CVE-2022-47951 (VMDK extent) in one table."""
+    image = tmp_path / "evil"
+    if what == "backing":
+        qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", name, "-F", "raw", image, "1M")
+    elif what == "data":
+        image.write_bytes(with_data_file(name, tmp_path))
+    else:
+        image.write_text(
+            f'# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType="monolithicFlat"\n'
+            f'RW 2048 FLAT "{name}" 0\nddb.geometry.sectors = "63"\n'
+        )
+    trace = tmp_path / "trace"
+    for command in (
+        ["info"],
+        ["info", "--backing-chain"],
+        ["check"],
+        ["create", "-f", "qcow2", "-F", "qcow2" if what != "extent" else "vmdk", "-b", "evil", "top"],
+    ):
+        words = ["strace", "-f", "-o", trace, "-e", "trace=file", sys.executable, "-m", "instar", *command]
+        done = run(
+            *words, *([image] if command[0] != "create" else []), cwd=tmp_path, env={"PYTHONPATH": ":".join(sys.path)}
+        )
+        assert done.returncode in (0, 1), done.stderr
+        assert "Traceback" not in done.stderr
+        assert "etc/shadow" not in trace.read_text().replace(f'"{tmp_path}', "")
+        if command == ["info"] and what != "extent":
+            assert "etc/shadow" in done.stdout
+
+
+def with_data_file(name: str, folder: Path) -> bytes:
+    """Return a qcow2 image whose header names any data file: made by qemu-img with a harmless one, then renamed."""
+    stand_in = "x" * len(name)
+    qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={stand_in}", "model", "1M", cwd=folder)
+    data = (folder / "model").read_bytes()
+    assert stand_in.encode() in data
+    return data.replace(stand_in.encode(), name.encode())
+
+
+def test_a_chain_that_loops_is_an_error(tmp_path: Path) -> None:
+    for one, other in (("a", "b"), ("b", "a")):
+        qemu_img("create", "-q", "-u", "-f", "qcow2", "-b", other, "-F", "qcow2", tmp_path / one, "1M")
+    with pytest.raises(instar.ImageError, match="loops"):
+        instar.info_chain(str(tmp_path / "a"))
+
+
+def test_a_denied_name_is_said_as_written_and_how_to_allow_it(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    qemu_img("create", "-q", "-f", "raw", tmp_path / "base", "1M")
+    qemu_img("create", "-q", "-f", "qcow2", "-b", "../base", "-F", "raw", "top", cwd=tmp_path / "in")
+    with pytest.raises(instar.ImageError, match=r"'\.\./base'.*--allow-path") as caught:
+        instar.info_chain(str(tmp_path / "in/top"))
+    assert caught.value.kind == "denied"
+    assert [i.format for i in instar.info_chain(str(tmp_path / "in/top"), allow=[str(tmp_path)])] == ["qcow2", "raw"]
