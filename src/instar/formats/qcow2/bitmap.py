@@ -195,7 +195,7 @@ def _pieces(image: Image, bitmap: Bitmap) -> Iterator[tuple[int, bytes]]:
     end = min(start + bitmap.table_size * BITMAP_TABLE_ENTRY_SIZE, align_up(image.reader.size, BITMAP_TABLE_ENTRY_SIZE))
     for offset in range(start, end, MAX_READ):
         data = read_padded(image.reader, offset, min(MAX_READ, end - offset))
-        if data.count(0) != len(data):
+        if data != bytes(len(data)):
             yield offset, data
 
 

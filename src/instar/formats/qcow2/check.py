@@ -132,10 +132,12 @@ class _Check:
             end = row.end
             if image.version >= 3 and row.extra_data_size < MIN_SNAPSHOT_EXTRA_V3:
                 detail = f"snapshot {row.index} lacks extra data that version 3 demands"
-                report.add("corruption", "Snapshot table", detail)
+                code = "qcow2-snapshot-incomplete"
+                report.add("corruption", "Snapshot table", detail, code=code, values=(row.index,))
         self._walk("Active L1 table", image.l1_table_offset, image.l1_size, active=True)
         if image.has_data_file and image.nb_snapshots:
-            report.add("corruption", "Snapshot table", "an image with a data file has snapshots")
+            detail, code = "an image with a data file has snapshots", "qcow2-snapshots-data-file"
+            report.add("corruption", "Snapshot table", detail, code=code, values=(image.nb_snapshots,))
         for row in read_snapshots(image):
             self._snapshot(row)
         self._clusters.finish()

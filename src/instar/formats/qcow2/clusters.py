@@ -58,6 +58,7 @@ class Clusters:
         "_l2_budget",
         "_references",
         "_report",
+        "_rows",
         "_series",
         "_shared",
         "_unaligned",
@@ -79,6 +80,8 @@ class Clusters:
         self._unaligned: dict[int, list[int]] = {}
         #: First entries of the active tables that map clusters one after the other, by host offset.
         self._series: dict[int, int] = {}
+        #: By number of entries: the last series, as first entry and table; what was added to get there.
+        self._rows: dict[int, tuple[int, int, int, int]] = {}
         self.allocated = 0
         self.fragmented = 0
         self.compressed = 0
@@ -104,13 +107,15 @@ class Clusters:
         for place, entry in self.l1_entries(offset, size):
             if entry & L1_RESERVED_MASK:
                 detail = f"an L1 entry has reserved bits ({entry:#x})"
-                self._report.add("corruption", structure, detail, offset=place)
+                code = "qcow2-l1-reserved"
+                self._report.add("corruption", structure, detail, offset=place, code=code, values=(entry,))
             start = entry & L1_OFFSET_MASK
             before = self._references.get(start >> bits)
             inside = self._references.region("L2 table", start, image.cluster_size)
             if start & mask:
                 detail = f"an L1 entry is not a multiple of the cluster size ({entry:#x})"
-                self._report.add("corruption", structure, detail, offset=place)
+                code = "qcow2-l1-unaligned"
+                self._report.add("corruption", structure, detail, offset=place, code=code, values=(start,))
                 self._remember_unaligned(start, active)
             elif before and inside:
                 self._share(start >> bits, active)
@@ -153,7 +158,7 @@ class Clusters:
         end = min(offset + size * L1_ENTRY_SIZE, self._image.file_end)
         for start in range(offset, end, MAX_READ):
             data = read_padded(self._image.reader, start, min(MAX_READ, end - start))
-            if data.count(0) == len(data):
+            if data == bytes(len(data)):
                 continue
             for index, entry in enumerate(table(data, "Q", ">")):
                 if entry:
@@ -185,7 +190,7 @@ class Clusters:
             detail = "the L2 tables together are too large"
             raise bad("too-large", "L2 table", detail, limit=MAX_CHECKED_L2_BYTES)
         data = read_padded(self._image.reader, offset, size)
-        return b"" if data.count(0) == size else data
+        return b"" if data == bytes(size) else data
 
     def _table(self, offset: int, weight: int, active: int) -> None:
         """Count what one L2 table maps, ``weight`` times; ``active`` of them are from the active L1 table."""
@@ -200,10 +205,11 @@ class Clusters:
             return
         size = min(PIECE, self._image.entries)
         length = size * self._image.entry_size
+        zeros = bytes(length)
         expected = 0
         for start in range(0, len(data), length):
             piece = data[start : start + length]
-            if piece.count(0) == length:
+            if piece == zeros:
                 continue
             first = self.series_of(piece, size)
             if first:
@@ -233,7 +239,26 @@ class Clusters:
             if bitmaps >> 32 & bitmaps & SUBCLUSTERS_ALLOCATED_MASK * each:
                 return 0
             entries = entries >> 64 & 0xFFFFFFFFFFFFFFFF * each
-        return first if entries == first * ones(count, stride) + step * ramp(count, stride) else 0
+        return first if entries == self._row(first, count) else 0
+
+    def _row(self, first: int, count: int) -> int:
+        """Return the table of a series as one integer.
+
+        The tables of an image often lie equally far apart: the last one plus a constant is found much faster
+        than a product.
+        """
+        stride = self._image.entry_size
+        if count in self._rows:
+            before, row, delta, step = self._rows[count]
+            if first - before != delta:
+                delta = first - before
+                step = delta * ones(count, stride)
+            row += step
+        else:
+            row = first * ones(count, stride) + self._image.cluster_size * ramp(count, stride)
+            delta = step = 0
+        self._rows[count] = first, row, delta, step
+        return row
 
     def _count_series(self, first: int, count: int, weight: int, active: int, expected: int) -> int:
         """Count a series; ``expected`` is the offset that would not be a fragment. Return the next such."""
@@ -255,44 +280,76 @@ class Clusters:
     def _entries(self, place: int, data: bytes, weight: int, active: int, expected: int) -> int:
         """Judge entries one by one; arguments and result as in ``_count_series``."""
         image, references = self._image, self._references
-        bits, step, mask = image.cluster_bits, image.cluster_size, image.cluster_size - 1
+        bits, step, mask, has_data_file = (
+            image.cluster_bits,
+            image.cluster_size,
+            image.cluster_size - 1,
+            image.has_data_file,
+        )
+        shift = compressed_offset_bits(bits)
+        sectors = (1 << bits - 8) - 1
+        inside = references.inside
         start = end = 0  # clusters that follow one another and are not counted yet
+        alone: list[int] = []
+        compressed: list[int] = []
         entries, bitmaps = self.split(data)
-        allocated = fragmented = 0
+        allocated = fragmented = packed = 0
         for index, (entry, bitmap) in enumerate(zip(entries, bitmaps, strict=True)):
             if not entry and not bitmap:
                 continue
             if entry & COMPRESSED:
-                self._compressed(place + index * image.entry_size, entry, bitmap, weight, active)
+                if not (entry & COPIED or bitmap or has_data_file):
+                    offset = entry & (1 << shift) - 1
+                    first = offset >> bits
+                    last = (offset // COMPRESSED_SECTOR + (entry >> shift & sectors)) * COMPRESSED_SECTOR >> bits
+                    if last < inside:
+                        packed += 1
+                        compressed.append(first)
+                        if last > first:
+                            compressed.extend(range(first + 1, last + 1))
+                        continue
+                self._compressed(place, index, entry, bitmap, weight, active)
                 continue
             if entry & L2_RESERVED_MASK:
-                self._corrupt(f"an L2 entry has reserved bits ({entry:#x})", place, index, weight)
+                detail = f"an L2 entry has reserved bits ({entry:#x})"
+                self._corrupt(detail, place, index, weight, "reserved", entry)
             offset = entry & L2_OFFSET_MASK
             if not offset and not self.maps_zero(entry):
                 if bitmap & SUBCLUSTERS_ALLOCATED_MASK:
-                    self._corrupt("a cluster without host offset has allocated subclusters", place, index, weight)
+                    detail = "a cluster without host offset has allocated subclusters"
+                    self._corrupt(detail, place, index, weight, "subclusters-unallocated")
                 continue
             if bitmap >> 32 & bitmap & SUBCLUSTERS_ALLOCATED_MASK:
-                self._corrupt("a subcluster is both allocated and zero", place, index, weight)
+                detail = "a subcluster is both allocated and zero"
+                self._corrupt(detail, place, index, weight, "subclusters", offset)
             allocated += 1
             if expected and offset != expected:
                 fragmented += 1
             expected = offset + step
             if offset & mask:
-                self._corrupt(f"an L2 entry is not a multiple of the cluster size ({entry:#x})", place, index, weight)
-                if not image.has_data_file:
+                detail = f"an L2 entry is not a multiple of the cluster size ({entry:#x})"
+                empty = not bitmap & SUBCLUSTERS_ALLOCATED_MASK if image.extended_l2 else entry & ZERO
+                code = "unaligned-preallocated" if empty else "unaligned"
+                self._corrupt(detail, place, index, weight, code, offset)
+                if not has_data_file:
                     references.region("Data cluster", offset, step, weight)
-            elif not image.has_data_file:
+            elif not has_data_file:
                 cluster = offset >> bits
                 if cluster != end:
-                    if start != end:
+                    if end - start > 1:
                         references.run("Data cluster", start, end - start, weight)
+                    elif end > start:
+                        alone.append(start)
                     start = cluster
                 end = cluster + 1
         if start != end:
             references.run("Data cluster", start, end - start, weight)
-        self.allocated += allocated * active
-        self.fragmented += fragmented * active
+        references.singles("Data cluster", alone, weight)
+        references.singles("Compressed cluster", compressed, weight)
+        self.allocated += (allocated + packed) * active
+        # A compressed cluster shares a sector with the next, so that each is a fragment (QEMU).
+        self.fragmented += (fragmented + packed) * active
+        self.compressed += packed * active
         return expected
 
     def maps_zero(self, entry: int) -> bool:
@@ -301,15 +358,23 @@ class Clusters:
             return False
         return self._image.has_data_file and bool(entry & COPIED)
 
-    def _compressed(self, place: int, entry: int, bitmap: int, weight: int, active: int) -> None:
+    def _compressed(self, place: int, index: int, entry: int, bitmap: int, weight: int, active: int) -> None:
+        """Judge an entry of a compressed cluster that is not in order, or reaches behind the end of the file."""
         image = self._image
+        place += index * image.entry_size
+        number = place % image.cluster_size // image.entry_size
         if entry & COPIED:
-            self._corrupt(f"the entry of a compressed cluster has the copied flag ({entry:#x})", place, 0, weight)
+            detail = f"the entry of a compressed cluster has the copied flag ({entry:#x})"
+            offset = entry & (1 << compressed_offset_bits(image.cluster_bits)) - 1
+            self._corrupt(detail, place, 0, weight, "compressed-copied", offset)
+            entry &= ~COPIED
         if image.has_data_file:
-            self._corrupt(f"an image with a data file has a compressed cluster ({entry:#x})", place, 0, weight)
+            detail = f"an image with a data file has a compressed cluster ({entry:#x})"
+            self._corrupt(detail, place, 0, weight, "compressed-data-file", number, entry)
             return
         if bitmap:
-            self._corrupt(f"a compressed cluster has a subcluster bitmap ({bitmap:#x})", place, 0, weight)
+            detail = f"a compressed cluster has a subcluster bitmap ({bitmap:#x})"
+            self._corrupt(detail, place, 0, weight, "compressed-subclusters", number, entry)
             return
         shift = compressed_offset_bits(image.cluster_bits)
         offset = entry & (1 << shift) - 1
@@ -318,9 +383,9 @@ class Clusters:
         self._references.region("Compressed cluster", offset, size, weight)
         self.allocated += active
         self.compressed += active
-        # The next one shares a sector with it, so that each is a fragment (QEMU).
         self.fragmented += active
 
-    def _corrupt(self, detail: str, place: int, index: int, weight: int) -> None:
+    def _corrupt(self, detail: str, place: int, index: int, weight: int, code: str, *values: int) -> None:
         offset = place + index * self._image.entry_size
-        self._report.add("corruption", "L2 table", detail, offset=offset, count=weight)
+        code = f"qcow2-l2-{code}"
+        self._report.add("corruption", "L2 table", detail, offset=offset, count=weight, code=code, values=values)

@@ -6,8 +6,9 @@ references (specification, "Cluster mapping"); a table is read once however ofte
 
 from __future__ import annotations
 
+from instar.core.finding import MAX_FINDINGS
 from instar.formats.qcow2.clusters import PIECE
-from instar.formats.qcow2.ondisk import COMPRESSED, COPIED, L1_OFFSET_MASK, L2_OFFSET_MASK
+from instar.formats.qcow2.ondisk import COMPRESSED, COPIED, L1_ENTRY_SIZE, L1_OFFSET_MASK, L2_OFFSET_MASK
 from instar.formats.qcow2.references import PAGE, pieces, uniform
 
 TYPE_CHECKING = False
@@ -42,11 +43,12 @@ class CopiedFlags:
             offset = entry & L1_OFFSET_MASK
             if not offset:
                 continue
-            one = self._is_one(offset >> image.cluster_bits)
-            if one is None:
+            refcount = self._refcounts.get(offset >> image.cluster_bits)
+            if refcount is None:
                 continue
-            if one != bool(entry & COPIED):
-                self._wrong("Active L1 table", place, entry, one)
+            if (refcount == 1) != bool(entry & COPIED):
+                index = (place - image.l1_table_offset) // L1_ENTRY_SIZE
+                self._wrong("Active L1 table", place, entry, refcount, "l1", (index, entry, refcount))
             if offset in self._done:
                 if self._done[offset]:
                     detail = "the same L2 table again: its copied flags are wrong"
@@ -66,9 +68,10 @@ class CopiedFlags:
         data = self._clusters.read(offset)
         size = min(PIECE, image.entries)
         length = size * image.entry_size
+        zeros = bytes(length)
         for start in range(0, len(data), length):
             piece = data[start : start + length]
-            if piece.count(0) == length:
+            if piece == zeros:
                 continue
             first = self._clusters.series_of(piece, size)
             if first:
@@ -81,59 +84,56 @@ class CopiedFlags:
         image = self._image
         if image.has_data_file:
             if not copied:
-                self._count(place, count, "is not set, but clusters of a data file are used once")
+                self._each(place, first, count)
+            return
+        if self._refcounts.unreadable:
+            self._each(place, first, count)
             return
         cluster = (first & L2_OFFSET_MASK) >> image.cluster_bits
-        if self._refcounts.unreadable:
-            for index in range(count):
-                one = self._is_one(cluster + index)
-                if one is not None and one != copied:
-                    self._wrong(
-                        "L2 table", place + index * image.entry_size, first + (index << image.cluster_bits), one
-                    )
-            return
-        wrong = 0
         for number, low, high in pieces(cluster, count):
             page = self._references.pages.get(number)
             if page is None:
                 page = self._refcounts.window(number * PAGE, PAGE) or uniform(0)
             single = page.count(1, low, high)
-            wrong += high - low - single if copied else single
-        if wrong:
-            self._count(
-                place, wrong, "is set, but the refcount is not 1" if copied else "is not set, but the refcount is 1"
-            )
+            wrong = high - low - single if copied else single
+            if not wrong:
+                continue
+            if len(self._report.findings) >= MAX_FINDINGS:
+                self._report.add("corruption", "L2 table", "further copied flags are wrong", count=wrong)
+            else:
+                index = number * PAGE + low - cluster
+                self._each(place + index * image.entry_size, first + index * image.cluster_size, high - low)
+
+    def _each(self, place: int, first: int, count: int) -> None:
+        """Judge the entries of a series one by one."""
+        image = self._image
+        for index in range(count):
+            self._entry(place + index * image.entry_size, first + index * image.cluster_size)
 
     def _entries(self, place: int, data: bytes) -> None:
         entries, _ = self._clusters.split(data)
         image = self._image
-        bits, has_data_file = image.cluster_bits, image.has_data_file
-        pages = {} if self._refcounts.unreadable else self._references.pages
-        one: bool | None
+        bits, maps_zero = image.cluster_bits, self._clusters.maps_zero
+        # With a data file there are no pages for what it holds; with unreadable blocks, each must be asked.
+        pages = {} if image.has_data_file or self._refcounts.unreadable else self._references.pages
         for index, entry in enumerate(entries):
-            if not entry or entry & COMPRESSED:
+            if entry & COMPRESSED or not entry:
                 continue
-            offset = entry & L2_OFFSET_MASK
-            if not offset and not self._clusters.maps_zero(entry):
-                continue
-            if has_data_file:
-                one = True
-            else:
-                cluster = offset >> bits
-                page = pages.get(cluster // PAGE)
-                one = self._is_one(cluster) if page is None else page[cluster % PAGE] == 1
-            if one is not None and one != entry >> 63:
-                self._wrong("L2 table", place + index * image.entry_size, entry, one)
+            cluster = (entry & L2_OFFSET_MASK) >> bits
+            page = pages.get(cluster // PAGE)
+            wrong = page is None or (page[cluster % PAGE] == 1) != entry >> 63
+            if wrong and (entry & L2_OFFSET_MASK or maps_zero(entry)):
+                self._entry(place + index * image.entry_size, entry)
 
-    def _is_one(self, cluster: int) -> bool | None:
-        refcount = self._refcounts.get(cluster)
-        return None if refcount is None else refcount == 1
+    def _entry(self, place: int, entry: int) -> None:
+        """Judge the entry of a cluster that is not compressed."""
+        cluster = (entry & L2_OFFSET_MASK) >> self._image.cluster_bits
+        refcount = 1 if self._image.has_data_file else self._refcounts.get(cluster)
+        if refcount is not None and (refcount == 1) != bool(entry & COPIED):
+            self._wrong("L2 table", place, entry, refcount, "l2", (entry, refcount))
 
-    def _wrong(self, structure: str, place: int, entry: int, one: bool) -> None:
-        state = "is not set, but the refcount is 1" if one else "is set, but the refcount is not 1"
-        self._report.add("corruption", structure, f"the copied flag of {entry:#x} {state}", offset=place)
-
-    def _count(self, place: int, count: int, state: str) -> None:
-        self._report.add(
-            "corruption", "L2 table", f"the copied flag of {count} entries {state}", offset=place, count=count
-        )
+    def _wrong(self, structure: str, place: int, entry: int, refcount: int, code: str, values: tuple[int, ...]) -> None:
+        state = "is set" if entry & COPIED else "is not set"
+        detail = f"the copied flag of {entry:#x} {state}, but the refcount is {refcount}"
+        code = f"qcow2-copied-{code}"
+        self._report.add("corruption", structure, detail, offset=place, code=code, values=values)

@@ -196,7 +196,7 @@ def open_image(reader: Reader, *, checking: bool = False) -> Image:
     v3, length = _version_three(header, head)
     cluster_size = 1 << header.cluster_bits
     if length > cluster_size:
-        raise _header("corrupt", "the header is longer than a cluster", "header_length", length, cluster_size)
+        raise _header("too-large", "the header is longer than a cluster", "header_length", length, cluster_size)
     if header.backing_file_offset > cluster_size:
         detail = "the backing file name is not in the first cluster"
         raise _header("corrupt", detail, "backing_file_offset", header.backing_file_offset, cluster_size)
@@ -215,7 +215,7 @@ def open_image(reader: Reader, *, checking: bool = False) -> Image:
     if header.backing_file_offset:
         image.backing_name = _backing_name(reader, header, cluster_size)
     if image.virtual_size > MAX_LENGTH:
-        raise _header("too-large", "the virtual size is too large", "size", image.virtual_size, MAX_LENGTH)
+        raise _header("out-of-bounds", "the virtual size is too large", "size", image.virtual_size, MAX_LENGTH)
     return image
 
 
@@ -235,9 +235,13 @@ def _compression(v3: HeaderV3, head: bytes, length: int) -> str:
     if value >= len(COMPRESSION_NAMES):
         detail = "the compression type is unknown"
         raise _header("unsupported-feature", detail, "compression_type", value)
-    if bool(v3.incompatible_features & INCOMPATIBLE_COMPRESSION) != (value != COMPRESSION_ZLIB):
-        detail = "the feature bit for the compression type must be set for all types but zlib, and only for them"
+    flag = bool(v3.incompatible_features & INCOMPATIBLE_COMPRESSION)
+    if flag and value == COMPRESSION_ZLIB:
+        detail = "the compression is zlib, but the feature bit for another one is set"
         raise _header("corrupt", detail, "incompatible_features", v3.incompatible_features)
+    if not flag and value != COMPRESSION_ZLIB:
+        detail = "the compression is not zlib, but the feature bit for that is not set"
+        raise _header("corrupt", detail, "compression_type", value)
     return COMPRESSION_NAMES[value]
 
 
@@ -363,7 +367,7 @@ def _crypto(image: Image, start: int, length: int) -> CryptoHeaderExtension:
     structure = "Full disk encryption header pointer"
     if image.crypt_method != CRYPT_LUKS:
         detail = "only an image with LUKS encryption may have this extension"
-        raise bad("corrupt", structure, detail, field="crypt_method", value=image.crypt_method, offset=start)
+        raise bad("invalid-format", structure, detail, field="crypt_method", value=image.crypt_method, offset=start)
     if length != CryptoHeaderExtension.SIZE:
         limit = CryptoHeaderExtension.SIZE
         raise bad("corrupt", structure, "the extension has another length", value=length, limit=limit, offset=start)
@@ -422,8 +426,8 @@ def _unknown_features(image: Image, offset: int, end: int) -> ImageError:
             names.append(name.decode("utf-8", "surrogateescape"))
             unknown &= ~(1 << row.bit)
     if unknown:
-        names.append(f"unknown incompatible feature {unknown:#x}")
-    detail = f"the image needs features that are not supported: {', '.join(names)}"
+        names.append(f"Unknown incompatible feature: {unknown:x}")
+    detail = f"Unsupported qcow2 feature(s): {', '.join(names)}"
     return _header("unsupported-feature", detail, "incompatible_features", image.incompatible, INCOMPATIBLE_KNOWN)
 
 

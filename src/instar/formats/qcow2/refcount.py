@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from array import array
 
+from instar.core.finding import MAX_FINDINGS
 from instar.core.reader import read_padded, table
 from instar.core.units import align_up
-from instar.formats.qcow2.bulk import any_bits, ones
 from instar.formats.qcow2.ondisk import (
     MAX_LENGTH,
     REFCOUNT_TABLE_ENTRY_SIZE,
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 #: Refcounts that are read at once; a multiple of a page, and of the entries of the smallest block.
 WINDOW = 32 * PAGE
-#: After so many findings, leaks are no longer shown one by one.
-_MANY = 100
 #: For refcounts below 8 bits: each byte to the counts in it, lowest bits first, by ``(bits, place)``.
 _narrow: dict[tuple[int, int], bytes] = {}
 
@@ -89,7 +87,7 @@ class Refcounts:
                 continue
             place = start % self.block_entries * self._bits // 8
             data = read_padded(self._reader, offset + place, step * self._bits // 8)
-            if data.count(0) == len(data):
+            if data == bytes(len(data)):
                 continue
             if step == count:
                 return self._bytes(data)
@@ -109,7 +107,8 @@ class Refcounts:
                 out[place :: 8 // bits] = data.translate(_counts(bits, place))
             return bytes(out)
         width = bits // 8
-        if any_bits(data, (1 << 64) - 1 - 0xFF * ones(8 // width, width)):
+        count = len(data) // width
+        if any(data[place::width] != bytes(count) for place in range(width - 1)):
             codes = {2: "H", 4: "I", 8: "Q"}
             return bytes([min(count, LARGE) for count in table(data, codes[width], ">")])
         return data[width - 1 :: width]
@@ -146,21 +145,24 @@ def check_blocks(image: Image, refcounts: Refcounts, references: References, rep
         offset = entry & REFCOUNT_TABLE_OFFSET_MASK
         place = image.refcount_table_offset + index * REFCOUNT_TABLE_ENTRY_SIZE
         cluster = offset >> image.cluster_bits
+        wrong = None
         if entry & REFCOUNT_TABLE_RESERVED_MASK:
-            detail = f"entry {index} of the refcount table has reserved bits ({entry:#x})"
-            report.add("corruption", "Refcount table", detail, offset=place)
+            wrong = "reserved", "has reserved bits"
         elif offset % image.cluster_size:
-            detail = f"entry {index} of the refcount table is not a multiple of the cluster size ({entry:#x})"
-            report.add("corruption", "Refcount table", detail, offset=place)
+            wrong = "unaligned", "is not a multiple of the cluster size"
         elif cluster >= references.clusters:
-            detail = f"entry {index} of the refcount table points behind the end of the file ({entry:#x})"
-            report.add("corruption", "Refcount table", detail, offset=place)
+            wrong = "outside", "points behind the end of the file"
+        if wrong is not None:
+            detail = f"entry {index} of the refcount table {wrong[1]} ({entry:#x})"
+            code = f"qcow2-refcount-table-{wrong[0]}"
+            report.add("corruption", "Refcount table", detail, offset=place, code=code, values=(index,))
         elif offset:
             references.region(structure, offset, image.cluster_size)
             count = references.get(cluster)
             if count != 1:
                 detail = f"refcount block {index} is in a cluster that is referenced {count} times"
-                report.add("corruption", structure, detail, offset=offset)
+                code = "qcow2-refcount-block-shared"
+                report.add("corruption", structure, detail, offset=offset, code=code, values=(index, count))
 
 
 class Comparison:
@@ -188,8 +190,7 @@ class Comparison:
             stored = self._refcounts.window(first, WINDOW)
             holes = self._refcounts.unreadable_in(first, min(WINDOW, clusters - first))
             for low, high in holes:
-                detail = f"the refcounts of {high - low} clusters from {low} on cannot be read"
-                self._report.add("error", "Refcount block", detail, count=high - low)
+                self._unreadable(low, high)
             for at in range(0, min(WINDOW, clusters - first), PAGE):
                 number = (first + at) // PAGE
                 page = pages.get(number)
@@ -200,6 +201,14 @@ class Comparison:
         border = -(-covered // WINDOW) * WINDOW // PAGE
         for number in sorted(number for number in pages if number >= border):
             self._page(number, uniform(0), pages[number], [])
+
+    def _unreadable(self, low: int, high: int) -> None:
+        """Report clusters whose refcounts cannot be read: one by one at first, then the rest together."""
+        last = min(high, low + MAX_FINDINGS - len(self._report.findings)) - 1
+        for cluster in range(low, max(low, last) + 1):
+            count = high - cluster if cluster >= last else 1
+            detail, code = f"the refcount of cluster {cluster} cannot be read", "qcow2-refcount-unreadable"
+            self._report.add("error", "Refcount block", detail, count=count, code=code, values=(cluster,))
 
     def _page(self, number: int, stored: bytes, page: bytes | bytearray | None, holes: list[tuple[int, int]]) -> None:
         counts = uniform(0) if page is None else page
@@ -223,31 +232,31 @@ class Comparison:
             self._references.settle(number, all_stored)
 
     def _differences(self, first: int, stored: bytes, counts: bytes | bytearray) -> None:
-        """Report the clusters of one page that differ, neighbours with the same numbers together."""
-        if LARGE != stored[0] != counts[0] != LARGE:
+        """Report the clusters of one page that differ: one by one at first, then the rest of a page together."""
+        full = len(self._report.findings) >= MAX_FINDINGS
+        if full and stored[0] != counts[0] and LARGE not in (stored[0], counts[0]):
             if stored.count(stored[0]) == counts.count(counts[0]) == PAGE:
-                self._difference(first, PAGE, stored[0], counts[0])
+                self._difference(first, stored[0], counts[0], PAGE)
                 return
-            if counts.count(0) == PAGE and len(self._report.findings) > _MANY:
-                detail = "further clusters have a refcount, but nothing references them"
-                self._report.add("leak", "Refcounts", detail, offset=first << self._bits, count=PAGE - stored.count(0))
+            if counts.count(0) == PAGE:
+                self._difference(first, 1, 0, PAGE - stored.count(0))
                 return
-        start, seen = 0, (0, 0)
-        for at in range(PAGE + 1):
-            now = (0, 0)
-            if at < PAGE and (stored[at] != counts[at] or stored[at] == LARGE):
+        for at in range(PAGE):
+            if stored[at] != counts[at] or stored[at] == LARGE:
                 cluster = first + at
                 refcount = self._refcounts.get(cluster) if stored[at] == LARGE else stored[at]
                 count = self._references.get(cluster) if counts[at] == LARGE else counts[at]
-                now = (refcount or 0, count)
-            if now == seen:
-                continue
-            if seen[0] != seen[1]:
-                self._difference(first + start, at - start, *seen)
-            start, seen = at, now
+                if refcount is not None and refcount != count:
+                    self._difference(cluster, refcount, count)
 
-    def _difference(self, cluster: int, number: int, refcount: int, count: int) -> None:
-        where = f"cluster {cluster}" if number == 1 else f"clusters {cluster} to {cluster + number - 1}"
-        detail = f"{where}: refcount {refcount}, references {count}"
+    def _difference(self, cluster: int, refcount: int, count: int, number: int = 1) -> None:
         severity = "leak" if refcount > count else "corruption"
-        self._report.add(severity, "Refcounts", detail, offset=cluster << self._bits, count=number)
+        self._report.add(
+            severity,
+            "Refcounts",
+            f"cluster {cluster}: refcount {refcount}, references {count}",
+            offset=cluster << self._bits,
+            count=number,
+            code=f"qcow2-refcount-{severity}",
+            values=(cluster, refcount, count),
+        )

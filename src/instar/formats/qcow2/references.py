@@ -6,6 +6,7 @@ clusters all have the same count is one of 255 shared constants; counts above 25
 
 from __future__ import annotations
 
+from instar.core.finding import MAX_FINDINGS
 from instar.formats.qcow2.header import bad
 from instar.formats.qcow2.ondisk import MAX_LARGE_REFERENCES, MAX_REFERENCE_PAGES, REFERENCE_PAGE
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 PAGE = REFERENCE_PAGE
 #: In a page: the count is this or more, see ``References.get``.
 LARGE = 255
+_SHIFT = PAGE.bit_length() - 1
+_MASK = PAGE - 1
 
 _uniform: dict[int, bytes] = {}
 
@@ -35,6 +38,7 @@ class References:
 
     Attributes:
         clusters: length of the file in clusters; a reference to the rest of the last one lengthens it.
+        inside: the same, but never lengthened: a whole cluster must lie before it.
         pages: page number to counts; a page that is not there is all zeros.
     """
 
@@ -43,13 +47,13 @@ class References:
         "_bits",
         "_ceiling",
         "_end",
-        "_inside",
         "_large",
         "_maximum",
         "_mutable",
         "_report",
         "_size",
         "clusters",
+        "inside",
         "pages",
     )
 
@@ -60,8 +64,8 @@ class References:
         self._end = image.file_end
         self._maximum = (1 << image.refcount_bits) - 1
         self._ceiling = min(self._maximum, LARGE - 1)
-        self._inside = -(-image.file_end // image.cluster_size)
-        self.clusters = self._inside
+        self.inside = -(-image.file_end // image.cluster_size)
+        self.clusters = self.inside
         self.pages: dict[int, bytes | bytearray] = {}
         self._large: dict[int, int] = {}
         self._mutable = 0
@@ -76,8 +80,7 @@ class References:
         if size <= 0:
             return True
         if offset + size - self._end >= self._size:
-            detail = f"{size} bytes at {offset:#x} lie behind the end of the file"
-            self._report.add("corruption", structure, detail, offset=offset, count=weight)
+            self._outside(structure, offset, size, weight)
             return False
         first = offset >> self._bits
         last = offset + size - 1 >> self._bits
@@ -88,13 +91,41 @@ class References:
 
     def run(self, structure: str, first: int, count: int, weight: int = 1) -> None:
         """Count references to whole clusters, each of them judged as in ``region``."""
-        inside = min(count, max(0, self._inside - first))
+        inside = min(count, max(0, self.inside - first))
         if inside:
             self._count(structure, first, inside, weight)
-        if inside < count:
-            offset = first + inside << self._bits
-            detail = f"{count - inside} clusters at {offset:#x} lie behind the end of the file"
-            self._report.add("corruption", structure, detail, offset=offset, count=weight * (count - inside))
+        shown = min(count - inside, max(0, MAX_FINDINGS - len(self._report.findings)))
+        for cluster in range(first + inside, first + inside + shown):
+            self._outside(structure, cluster << self._bits, self._size, weight)
+        if inside + shown < count:
+            self._outside(
+                structure, first + inside + shown << self._bits, self._size, weight * (count - inside - shown)
+            )
+
+    def _outside(self, structure: str, offset: int, size: int, weight: int) -> None:
+        detail = f"{size} bytes at {offset:#x} lie behind the end of the file"
+        self._report.add(
+            "corruption",
+            structure,
+            detail,
+            offset=offset,
+            count=weight,
+            code="qcow2-outside-file",
+            values=(offset, size),
+        )
+
+    def singles(self, structure: str, clusters: list[int], weight: int = 1) -> None:
+        """Count references to whole clusters that do not follow one another; as ``run``, for each."""
+        pages, inside, room = self.pages, self.inside, self._ceiling - weight
+        for cluster in clusters:
+            if cluster < inside:
+                page = pages.get(cluster >> _SHIFT)
+                if page.__class__ is bytearray and page[cluster & _MASK] <= room:
+                    page[cluster & _MASK] += weight
+                else:
+                    self._count(structure, cluster, 1, weight)
+            else:
+                self.run(structure, cluster, 1, weight)
 
     def get(self, cluster: int) -> int:
         """Return the count of one cluster."""
@@ -118,19 +149,20 @@ class References:
 
     def _count(self, structure: str, first: int, count: int, weight: int) -> None:
         overflow = 0
-        if count == 1:
-            page = self.pages.get(first // PAGE)
-            if type(page) is bytearray:
-                new = page[first % PAGE] + weight
-                if new <= self._ceiling:
-                    page[first % PAGE] = new
-                    return
         for number, low, high in pieces(first, count):
             overflow += self._add(number, low, high, weight)
         if overflow:
             offset = first << self._bits
             detail = f"a cluster has more references than a refcount of this width can count ({self._maximum})"
-            self._report.add("corruption", structure, detail, offset=offset, count=overflow)
+            self._report.add(
+                "corruption",
+                structure,
+                detail,
+                offset=offset,
+                count=overflow,
+                code="qcow2-refcount-overflow",
+                values=(offset,),
+            )
 
     def _add(self, number: int, low: int, high: int, weight: int) -> int:
         """Add to the clusters ``low`` to ``high`` of a page; return by how much the maximum was passed."""

@@ -134,7 +134,13 @@ def read_snapshots(image: Image) -> Iterator[Snapshot]:
         if offset - start > MAX_SNAPSHOT_TABLE_SIZE:
             detail = f"the table is too large at entry {index}"
             raise bad(
-                "too-large", "Snapshot table", detail, value=offset - start, limit=MAX_SNAPSHOT_TABLE_SIZE, offset=start
+                "too-large",
+                "Snapshot table",
+                detail,
+                field="size of the table",
+                value=offset - start,
+                limit=MAX_SNAPSHOT_TABLE_SIZE,
+                offset=start,
             )
         row.end = offset
         yield row
