@@ -32,6 +32,7 @@ class Format:
         qemu_creatable: qemu-img can create it (so its messages differ from those for unknown formats).
         backing: formats a backing file may have: ``None`` takes none, ``()`` any, else these.
         qemu_checks: qemu-img's ``check`` supports it.
+        many_files: an image may consist of several files, named by its first.
         unit_name: the field's word for its unit of allocation.
         title: one line for people.
     """
@@ -40,6 +41,7 @@ class Format:
         "aliases",
         "backing",
         "creatable",
+        "many_files",
         "name",
         "probes",
         "qemu_checks",
@@ -61,6 +63,7 @@ class Format:
         qemu_creatable: bool = True,
         backing: tuple[str, ...] | None = None,
         qemu_checks: bool = False,
+        many_files: bool = False,
         unit_name: str = "cluster",
     ) -> None:
         self.name = name
@@ -72,6 +75,7 @@ class Format:
         self.qemu_creatable = qemu_creatable
         self.backing = backing
         self.qemu_checks = qemu_checks
+        self.many_files = many_files
         self.unit_name = unit_name
 
 
@@ -96,6 +100,7 @@ TABLE: tuple[Format, ...] = (
         backing=("vmdk",),
         qemu_checks=True,
         unit_name="grain",
+        many_files=True,
     ),
     Format(
         "vhdx",

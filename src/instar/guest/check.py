@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from instar.core.errors import ImageError
+from instar.core.image import ImageFacts
 from instar.core.wire import take_optional
 from instar.guest.detect import choose, module
 from instar.guest.detect import preload as preload_formats
@@ -23,14 +24,19 @@ def preload(args: dict[str, Wire]) -> None:
 
 
 def run(args: dict[str, Wire], files: Sequence[Reader], ask: Ask) -> Wire:
-    """Return the format's name, what the image names, and the ``Report``, as a wire value."""
+    """Return the format's name, what the image cannot be checked without, and the ``Report``, as a wire value.
+
+    What a check finds may be what keeps an image from being described, so only an image that may consist of
+    several files is described first; while those have not been granted there is no report.
+    """
     row = choose(files[0], take_optional(args, "format", str))
     parts = parts_of(args, files)
+    facts = ImageFacts(row.name, 0)
     try:
-        facts = module(row.name, "parse").info(files[0], parts, generation=generation_of(args))
-        needs = [r for r in facts.references if r.required]
-        if needs and not parts:
-            return {"facts": facts.to_wire(), "report": None}
+        if row.many_files:
+            facts = module(row.name, "parse").info(files[0], parts, generation=generation_of(args))
+            if not parts and any(r.required for r in facts.references):
+                return {"facts": facts.to_wire(), "report": None}
         report = module(row.name, "check").check(files[0], parts, generation=generation_of(args))
     except ImageError as error:
         error.format = error.format or row.name

@@ -18,6 +18,7 @@ QEMU: dict[str, str] = {
 
 #: By ``(kind, field)`` of an ``ImageError``; templates over its facts. ``Could not open 'FILE': `` goes before them.
 QEMU_OPEN: dict[tuple[str, str], str] = {
+    ("invalid-format", "file length"): "File is too small, not a valid image",
     ("invalid-format", "createType"): "invalid VMDK image descriptor",
     ("invalid-format", "CID"): "Could not open '{path}': Invalid argument",
     ("invalid-format", "parentCID"): "Could not open '{path}': Invalid argument",

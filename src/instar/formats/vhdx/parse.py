@@ -311,15 +311,6 @@ def _facts(image: Reader, disk: Disk) -> ImageFacts:
     )
 
 
-def outline(image: Reader, parts: Sequence[Reader | None], *, generation: tuple[int, int]) -> ImageFacts:
-    """Describe an image without judging its block allocation table: QEMU opens it so for a check.
-
-    Raises:
-        ImageError: what ``load`` raises.
-    """
-    return _facts(image, load(image))
-
-
 def info(image: Reader, parts: Sequence[Reader | None], *, generation: tuple[int, int]) -> ImageFacts:
     """Describe an image as ``qemu-img info`` of any generation does; it names no required files.
 

@@ -74,6 +74,10 @@ def open_disk(image: Reader, parts: Sequence[Reader | None]) -> Disk:
         ImageError: any kind.
     """
     magic = read_padded(image, 0, 4)
+    if image.size < len(magic):
+        raise ImageError(
+            "invalid-format", "image", "the file is too small", field="file length", value=image.size, limit=len(magic)
+        )
     if magic == MAGIC:
         header = SparseExtentHeader.unpack(read_padded(image, 0, SparseExtentHeader.SIZE))
         if header.descriptor_offset * SECTOR not in (0, DESCRIPTOR_OFFSET):
