@@ -126,39 +126,40 @@ def _send(message: bytes, fds: list[int]) -> None:
     """Send one message; a server that has died is replaced once."""
     import socket
 
-    for attempt in (0, 1):
-        control = ensure_server()
-        try:
-            socket.send_fds(control, [message], fds, socket.MSG_NOSIGNAL)
-            return
-        except ConnectionError:
-            _forget(control)
-            if attempt:
-                raise
-
-
-def _forget(control: socket.socket) -> None:
     global _control
+    # One at a time, so that nobody closes the socket under another's hands; a message takes microseconds.
     with _lock:
-        # Not closed: another thread may be using it this very moment. The last to let go of it closes it.
-        if _control is control:
-            _control = None
+        for attempt in (0, 1):
+            control = _running_server()
+            try:
+                socket.send_fds(control, [message], fds, socket.MSG_NOSIGNAL)
+                return
+            except ConnectionError:
+                control.close()
+                _control = None
+                if attempt:
+                    raise
 
 
-def ensure_server() -> socket.socket:
-    """Start the server if there is none, and return the socket that reaches it.
+def ensure_server() -> None:
+    """Start the server if there is none, without which the first cell would have to wait for it.
 
     Raises:
         SandboxError: ``unavailable``.
     """
-    global _control
     with _lock:
-        if _control is None:
-            try:
-                _control = _start_server()
-            except OSError as error:
-                raise SandboxError("unavailable", f"the fork server cannot be started: {error.strerror}") from None
-        return _control
+        _running_server()
+
+
+def _running_server() -> socket.socket:
+    """Return the socket that reaches the server. The caller holds the lock."""
+    global _control
+    if _control is None:
+        try:
+            _control = _start_server()
+        except OSError as error:
+            raise SandboxError("unavailable", f"the fork server cannot be started: {error.strerror or error}") from None
+    return _control
 
 
 def _start_server() -> socket.socket:

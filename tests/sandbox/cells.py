@@ -1,0 +1,106 @@
+"""What the tests of cells share: guests, raw system calls, and what became of a cell."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from instar.sandbox.cell import Grant, Limits
+from instar.sandbox.process.cell import ProcessCell
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from instar.core.wire import Wire
+    from instar.sandbox.files import GrantedFile
+
+    Ask = Callable[[Wire], Wire]
+    Guest = Callable[[bytes, list[GrantedFile], Ask], bytes]
+
+SOURCE = Path(__file__).parent.parent.parent / "src"
+
+#: Loaded before any fork: inside a cell nothing can be. Raw calls prove the kernel's filter, not Python's manners.
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+
+
+def syscall(number: int, *arguments: int) -> int:
+    """Make a system call; every argument as a full word."""
+    return int(libc.syscall(ctypes.c_long(number), *(ctypes.c_long(a) for a in arguments)))
+
+
+def serve_nothing(request: Wire) -> Wire:
+    raise AssertionError(f"the cell asked for {request!r}")
+
+
+def run_guest(
+    guest: Guest,
+    files: Sequence[Grant] = (),
+    *,
+    job: bytes = b"job",
+    serve: Callable[[Wire], Wire] = serve_nothing,
+    rules: tuple[object, ...] | None = None,
+    **limits: float,
+) -> bytes:
+    """Run a guest in a process cell forked from here."""
+    chosen = {} if rules is None else {"rules": rules}
+    cell = ProcessCell(direct=True, guest=guest, **chosen)  # type: ignore[arg-type]
+    return cell.run(job, list(files), Limits(**{"wall_seconds": 20, "file_bytes": 1 << 20, **limits}), serve)  # type: ignore[arg-type]
+
+
+def has_children() -> bool:
+    """Tell whether this process has any child, living or zombie."""
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def open_fds() -> list[str]:
+    """Return what descriptors this process has open, and on what."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.append(f"{name}: {os.readlink(f'/proc/self/fd/{name}')}")
+        except OSError:
+            continue  # the one that lists
+    return sorted(found)
+
+
+def children(pid: int | None = None) -> list[int]:
+    """Return the processes whose parent is ``pid`` (default: this one)."""
+    task = f"/proc/{pid or os.getpid()}/task"
+    found: list[int] = []
+    for thread in os.listdir(task):
+        try:
+            found += map(int, Path(task, thread, "children").read_text().split())
+        except OSError:
+            continue  # a thread that has just ended
+    return found
+
+
+def status_of(pid: int) -> dict[str, str]:
+    """Return ``/proc/PID/status`` as a dict."""
+    return dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process runs (a zombie does not)."""
+    try:
+        return status_of(pid)["State"][0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10) -> bool:
+    """Wait for something that another process does."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return condition()
