@@ -239,9 +239,10 @@ class Allocator:
 
     def _free_from(self, start: int, count: int) -> int:
         """Return how many clusters, up to ``count``, are free from ``start`` on."""
-        for low, high in self.used:
-            if high > start:
-                return max(0, min(count, low - start))
+        for low, high in reversed(self.used):
+            if low <= start:
+                return count if high <= start else 0
+            count = min(count, low - start)
         return count
 
     def _mark(self, start: int, count: int) -> None:
@@ -266,7 +267,8 @@ class Allocator:
         if not count:
             return
         end = start + count
-        for at, (low, high) in enumerate(self.used):
-            if low <= start < high:
-                self.used[at : at + 1] = [run for run in ([low, start], [end, high]) if run[0] < run[1]]
-                return
+        at = len(self.used) - 1
+        while self.used[at][0] > start:
+            at -= 1
+        low, high = self.used[at]
+        self.used[at : at + 1] = [run for run in ([low, start], [end, high]) if run[0] < run[1]]

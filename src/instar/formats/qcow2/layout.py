@@ -16,6 +16,7 @@ from instar.formats.qcow2.ondisk import (
     L1_ENTRY_SIZE,
     L2_ENTRY_SIZE,
     L2_ENTRY_SIZE_EXTENDED,
+    MAX_CLUSTER_BITS,
     MAX_L1_ENTRIES,
     SUBCLUSTERS,
 )
@@ -37,10 +38,10 @@ def check_size(size: int, cluster_size: int, *, extended_l2: bool) -> None:
     entry = L2_ENTRY_SIZE_EXTENDED if extended_l2 else L2_ENTRY_SIZE
     limit = MAX_L1_ENTRIES * (cluster_size // entry) * cluster_size
     if size > limit:
+        hint = "; use a larger cluster size" if cluster_size < 1 << MAX_CLUSTER_BITS else ""
         raise OptionError(
             "image-too-large",
-            f"with clusters of {cluster_size} bytes a qcow2 disk has at most {limit} bytes, not {size};"
-            " use a larger cluster size",
+            f"with clusters of {cluster_size} bytes a qcow2 disk has at most {limit} bytes, not {size}{hint}",
             format=FORMAT,
             limit=limit,
             value=size,
@@ -130,14 +131,16 @@ class Layout:
         done = tables = 0
         last = 0
         while done < total:
-            if done == tables * entries and (whole := (total - done) // entries):
+            ahead = tables * entries - done
+            if ahead in (0, entries) and (whole := (total - done - bool(ahead)) // entries):
+                # Whole tables in a row. The first one's may be there already, then each has the next one's behind it.
                 start, rows = clusters.alloc_rows(whole, 1 + entries)
                 if rows:
-                    self._place(start, rows, 1 + entries)
-                    self._data.extend((start + 1, entries, rows))
+                    self._place(start + ahead, rows, 1 + entries)
+                    self._data.extend((start if ahead else start + 1, entries, rows))
                     tables += rows
                     done += rows * entries
-                    last = start + rows * (1 + entries)
+                    last = start + rows * (1 + entries) - bool(ahead)
                     continue
             # One request: it goes on as long as the data is in one piece, though tables lie in between.
             asked = min(most, total - done)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from instar.core.errors import OptionError
 from instar.core.options import Option
-from instar.core.units import SECTOR, UINT64_MAX, GiB, KiB, align_up, format_size, is_power_of_two
+from instar.core.units import SECTOR, UINT64_MAX, KiB, align_up, format_size, is_power_of_two
 from instar.formats.qcow2.allocate import refcount_blocks
 from instar.formats.qcow2.first_cluster import first_cluster
 from instar.formats.qcow2.layout import Layout, check_size
@@ -17,6 +17,7 @@ from instar.formats.qcow2.ondisk import (
     FORMAT,
     MAX_CLUSTER_BITS,
     MAX_CLUSTER_OFFSET,
+    MAX_LENGTH,
     MAX_REFCOUNT_TABLE_SIZE,
     MIN_CLUSTER_BITS,
     MIN_CLUSTER_BITS_EXTENDED_L2,
@@ -29,9 +30,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from instar.core.options import Settings
     from instar.core.plan import Backing
-
-#: Largest disk that QEMU's block layer takes: a signed 64-bit offset, less 1 GiB for rounding up.
-MAX_DISK = (1 << 63) - GiB
 
 #: Every driver that QEMU 7.2 to 11.1 accepts as the recorded format of a backing file: formats, then the rest.
 BACKING_FORMATS = (
@@ -300,14 +298,15 @@ def _data_file(given: Settings) -> None:
 def _size(size: int, chosen: dict[str, int | bool | str]) -> None:
     """Refuse disks that the tables cannot map, and images whose clusters they cannot count."""
     rounded = align_up(size, SECTOR)
-    if rounded > MAX_DISK:
+    if rounded > MAX_LENGTH:
         code = "qcow2-size-negative" if rounded >= 1 << 63 else "qcow2-size-offset"
+        # From 2^64 - 511 on qemu-img wraps around and makes a disk of size 0; here it is too large like the rest.
         raise OptionError(
             code,
-            f"a disk has at most {MAX_DISK} bytes, not {size}",
+            f"a disk has at most {MAX_LENGTH} bytes, not {size}",
             key=SIZE.name,
             value=rounded & UINT64_MAX,
-            limit=MAX_DISK,
+            limit=MAX_LENGTH,
         )
     cluster_size, extended = int(chosen["cluster_size"]), bool(chosen["extended_l2"])
     check_size(rounded, cluster_size, extended_l2=extended)

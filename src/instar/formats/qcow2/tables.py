@@ -1,0 +1,197 @@
+"""The tables of a new image as items of a plan: refcount table and blocks, L1 table, L2 tables.
+
+Law: an item knows its place and length at once, and makes its bytes when they are written.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+
+from instar.core.plan import PIECE, Fill, Series, Write
+from instar.formats.qcow2.ondisk import COPIED, L1_ENTRY_SIZE, L2_ENTRY_SIZE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from instar.core.plan import Item
+    from instar.formats.qcow2.layout import Layout
+
+
+class Ramp:
+    """Makes entries that grow by ``step``, many at a time: as one long number, first entry at its high end.
+
+    ``unit`` has a 1 in each entry and ``ramp`` its index times ``step``, so ``first * unit + ramp`` is a table
+    (no entry reaches 2^64, so none carries into its neighbour). It is some ten times faster than one by one.
+    ``spacing`` is the bytes from one entry to the next; what is between them stays zero.
+    """
+
+    __slots__ = ("_bits", "_ramp", "_unit", "count", "spacing", "step")
+
+    def __init__(self, count: int, step: int, spacing: int) -> None:
+        self.count = count
+        self.step = step
+        self.spacing = spacing
+        self._bits = 8 * spacing
+        self._unit = self._ramp = 0
+
+    def table(self, first: int, count: int) -> bytes:
+        """Return ``count`` entries, at most ``self.count``, of 64 bits each, big endian."""
+        if not self._unit:
+            words = self.spacing // 8
+            unit, ramp = array("Q", bytes(self.count * self.spacing)), array("Q", bytes(self.count * self.spacing))
+            unit[::words] = array("Q", [1]) * self.count
+            ramp[::words] = array("Q", range(0, self.count * self.step, self.step))
+            self._unit = int.from_bytes(_big_endian(unit), "big")
+            self._ramp = int.from_bytes(_big_endian(ramp), "big")
+        spare = (self.count - count) * self._bits
+        return (first * (self._unit >> spare) + (self._ramp >> spare)).to_bytes(count * self.spacing, "big")
+
+
+class Entries(Series):
+    """The L2 entries of one run of data clusters; extended ones have a subcluster bitmap of 0."""
+
+    __slots__ = ("_ramp",)
+
+    def __init__(self, offset: int, count: int, label: str, *, first: int, ramp: Ramp) -> None:
+        super().__init__(offset, count, label, first=first, step=ramp.step)
+        self.length = count * ramp.spacing
+        self._ramp = ramp
+
+    def pieces(self) -> Iterator[tuple[int, bytes]]:
+        """Yield ``(offset, bytes)``."""
+        ramp = self._ramp
+        for start in range(0, self.count, ramp.count):
+            first = self.first + start * self.step
+            yield self.offset + start * ramp.spacing, ramp.table(first, min(ramp.count, self.count - start))
+
+    def describe(self) -> str:
+        """Return what is written, for people."""
+        wide = ", bitmap 0 after each" if self._ramp.spacing > L2_ENTRY_SIZE else ""
+        return super().describe() + wide
+
+
+def refcount_table(layout: Layout) -> Item:
+    """Return the refcount table, all clusters of it."""
+    size = layout.cluster_size
+    entries = array("Q", [block * size for block in layout.clusters.blocks])
+    return Write(layout.clusters.table_start * size, _big_endian(entries), "refcount table")
+
+
+def refcount_blocks(layout: Layout) -> Iterator[Item]:
+    """Yield the refcount blocks; neighbours in the file that count used clusters only are one item."""
+    clusters = layout.clusters
+    size, per_block = layout.cluster_size, clusters.per_block
+    ones = _ones(per_block, size)
+    full = [0, 0, 0]
+    runs = iter(clusters.used)
+    run: list[int] | None = next(runs)
+    for index, block in enumerate(clusters.blocks):
+        if not block:
+            continue
+        low, high = index * per_block, (index + 1) * per_block
+        counted = []
+        while run is not None and run[0] < high:
+            if run[1] > low:
+                counted.append((max(run[0], low) - low, min(run[1], high) - low))
+            if run[1] >= high:
+                break
+            run = next(runs, None)
+        if counted == [(0, per_block)]:
+            if full[1] and (full[0] + full[1], full[2] + full[1]) == (block, index):
+                full[1] += 1
+                continue
+            if full[1]:
+                yield _full_blocks(full, size, ones)
+            full = [block, 1, index]
+            continue
+        data = bytearray(size)
+        for start, end in counted:
+            _count_in(data, start, end, per_block, ones)
+        yield Write(block * size, bytes(data), f"refcount block {index}")
+    if full[1]:
+        yield _full_blocks(full, size, ones)
+
+
+def former_tables(layout: Layout) -> Iterator[Item]:
+    """Yield the refcount tables that larger ones replaced, where nothing took their place."""
+    clusters = layout.clusters
+    size = layout.cluster_size
+    for start, entries in clusters.dropped:
+        data = _big_endian(array("Q", [block * size for block in entries]))
+        for cluster in range(start, start + len(data) // size):
+            if clusters.is_free(cluster):
+                at = (cluster - start) * size
+                yield Write(cluster * size, data[at : at + size], "former refcount table")
+
+
+def l1_table(layout: Layout) -> Item:
+    """Return the L1 table: zeros, or the L2 tables with their ``COPIED`` flag."""
+    size = layout.cluster_size
+    offset, length = layout.l1_start * size, layout.l1_entries * L1_ENTRY_SIZE
+    entries = array("Q")
+    for first, count, step in layout.table_rows():
+        low = first * size | COPIED
+        entries.extend(range(low, low + count * step * size, step * size))
+    if not entries:
+        return Fill(offset, length, "L1 table")
+    return Write(offset, _big_endian(entries), "L1 table")
+
+
+def l2_tables(layout: Layout) -> Iterator[Item]:
+    """Yield the L2 tables, a series for every run of data clusters."""
+    size, entries = layout.cluster_size, layout.l2_entries
+    entry = size // entries
+    ramp = Ramp(min(entries, layout.data_clusters, PIECE // entry), size, entry)
+    runs = layout.data()
+    first = left = guest = 0
+    for index, table in enumerate(layout.tables()):
+        filled = 0
+        while filled < entries and guest < layout.data_clusters:
+            if not left:
+                first, left = next(runs)
+            count = min(left, entries - filled)
+            offset = table * size + filled * entry
+            yield Entries(offset, count, f"L2 table {index}", first=first * size | COPIED, ramp=ramp)
+            first, left = first + count, left - count
+            filled += count
+            guest += count
+        if filled < entries:
+            yield Fill(table * size + filled * entry, (entries - filled) * entry, f"rest of L2 table {index}")
+
+
+def _full_blocks(blocks: list[int], size: int, ones: bytes) -> Fill:
+    start, count, index = blocks
+    name = f"refcount block {index}" if count == 1 else f"refcount blocks {index} to {index + count - 1}"
+    return Fill(start * size, count * size, name, pattern=ones)
+
+
+def _ones(per_block: int, size: int) -> bytes:
+    """Return refcounts of 1, as many as fill whole bytes: one, or those of a byte."""
+    bits = size * 8 // per_block
+    if bits >= 8:
+        return (1).to_bytes(bits // 8, "big")
+    return bytes([sum(1 << at for at in range(0, 8, bits))])
+
+
+def _count_in(block: bytearray, start: int, end: int, per_block: int, ones: bytes) -> None:
+    """Set the refcounts ``start`` … ``end`` of a block to 1; narrow ones are packed from the low bits."""
+    bits = len(block) * 8 // per_block
+    if bits < 8:
+        per_byte = 8 // bits
+        while start < end and start % per_byte:
+            block[start // per_byte] |= 1 << start % per_byte * bits
+            start += 1
+        while end > start and end % per_byte:
+            end -= 1
+            block[end // per_byte] |= 1 << end % per_byte * bits
+    low, high = start * bits // 8, end * bits // 8
+    block[low:high] = ones * ((high - low) // len(ones))
+
+
+def _big_endian(entries: array[int]) -> bytes:
+    """Return a table of 64-bit entries as bytes; ``entries`` is changed."""
+    if sys.byteorder == "little":
+        entries.byteswap()
+    return entries.tobytes()
