@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -329,7 +330,7 @@ os.write(fd, repr((fd >= 3, read >= 3, write >= 3, os.get_inheritable(read))).en
         old = signal.signal(signal.SIGUSR1, lambda number, _: got.append(number))
         held = posix.hold_signals()
         try:
-            os.kill(os.getpid(), signal.SIGUSR1)
+            signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
             assert got == []
         finally:
             posix.let_signals(held)

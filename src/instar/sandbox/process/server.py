@@ -12,6 +12,7 @@ import fcntl
 import os
 import select
 import sys
+import weakref
 
 from instar.core.errors import SandboxError, printable
 from instar.core.wire import encode
@@ -39,13 +40,13 @@ _SIGNALS_TO_DEFAULT = (13, 17)  # SIGPIPE, SIGCHLD
 _lock = _thread.allocate_lock()
 _control: socket.socket | None = None
 #: Cells that run for this process; a forked child must let go of them.
-_running: set[Served] = set()
+_running: weakref.WeakSet[Served] = weakref.WeakSet()
 
 
 class Served:
     """A cell that the server forked. ``status`` is a socket: closing it asks for the cell's death."""
 
-    __slots__ = ("_fds", "_socket", "down", "status", "up")
+    __slots__ = ("__weakref__", "_fds", "_socket", "down", "status", "up")
 
     def __init__(self, up: int, down: int, status: socket.socket, *others: int) -> None:
         self.up = up
@@ -82,6 +83,10 @@ class Served:
         while self._fds:
             os.close(self._fds.pop())
         _running.discard(self)
+
+    def __del__(self) -> None:
+        # In a program with threads an interrupt can strike between any two steps; what it loses must not live on.
+        self.let_go()
 
 
 def start_cell(files: Sequence[Grant], limits: Limits) -> Served:

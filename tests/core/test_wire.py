@@ -1,0 +1,143 @@
+"""The codec between host and cell: what goes in comes out, and any other bytes are refused in bounded time."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instar.core.wire import MAX_DEPTH, WireError, decode, encode, take, take_optional, take_size
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(1 - (1 << 127), (1 << 127) - 1)
+    | st.binary(max_size=40)
+    | st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
+    | st.binary(max_size=20).map(lambda b: b.decode("utf-8", "surrogateescape"))
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=5),
+    max_leaves=20,
+)
+
+
+class TestRoundTrip:
+    @given(values)
+    def test_gives_back_the_value_and_its_types(self, value: object) -> None:
+        back = decode(encode(value))  # type: ignore[arg-type]
+        assert back == value
+        assert repr(back) == repr(value)  # True is not 1 here
+
+    @given(st.binary(max_size=300))
+    def test_refuses_what_encode_never_makes(self, data: bytes) -> None:
+        try:
+            value = decode(data)
+        except WireError:
+            return
+        assert encode(value) == data
+
+    @given(values, st.data())
+    def test_refuses_a_value_with_a_byte_changed_or_takes_it_for_another(
+        self, value: object, data: st.DataObject
+    ) -> None:
+        wire = bytearray(encode(value))  # type: ignore[arg-type]
+        at = data.draw(st.integers(0, len(wire) - 1))
+        wire[at] = data.draw(st.integers(0, 255))
+        try:
+            back = decode(bytes(wire))
+        except WireError:
+            return
+        assert encode(back) == wire
+
+    @given(values)
+    def test_refuses_every_beginning_of_a_value(self, value: object) -> None:
+        wire = encode(value)  # type: ignore[arg-type]
+        for end in range(len(wire)):
+            with pytest.raises(WireError):
+                decode(wire[:end])
+
+
+class TestBounds:
+    def test_of_depth(self) -> None:
+        value: object = 1
+        for _ in range(MAX_DEPTH):
+            value = [value]
+        assert decode(encode(value)) == value  # type: ignore[arg-type]
+        with pytest.raises(WireError, match="deep"):
+            encode([value])  # type: ignore[list-item]
+        with pytest.raises(WireError, match="deep"):
+            decode(b"l\0\0\0\1" * 100_000 + b"N")
+
+    @pytest.mark.parametrize("number", [1 << 127, -(1 << 127) - 1, 1 << 4000])
+    def test_of_numbers(self, number: int) -> None:
+        with pytest.raises(WireError):
+            encode(number)
+
+    @pytest.mark.parametrize(
+        "wire",
+        [
+            b"",
+            b"?",
+            b"NN",
+            b"i\0",
+            b"i\x11" + bytes(17),
+            b"i\2\0\1",
+            b"i",
+            b"b\xff\xff\xff\xff",
+            b"s\xff\xff\xff\xffabc",
+            b"l\xff\xff\xff\xff" + b"N" * 100,
+            b"d\xff\xff\xff\xff" + b"N" * 100,
+            b"d\0\0\0\1NN",
+            b"d\0\0\0\1i\1\1N",
+            b"d\0\0\0\2s\0\0\0\1aNs\0\0\0\1aN",
+            b"d\0\0\0\1s\0\0\0\1a",
+        ],
+    )
+    def test_of_shape(self, wire: bytes) -> None:
+        with pytest.raises(WireError):
+            decode(wire)
+
+    @pytest.mark.parametrize("value", [1.5, (1,), {1: 2}, object(), {"a": {1}}])
+    def test_of_types(self, value: object) -> None:
+        with pytest.raises(WireError):
+            encode(value)  # type: ignore[arg-type]
+
+    def test_of_time(self) -> None:
+        """A long reply of the smallest members there are."""
+        wire = b"l" + (1_000_000).to_bytes(4, "big") + b"N" * 1_000_000
+        started = time.process_time()
+        assert len(decode(wire)) == 1_000_000  # type: ignore[arg-type]
+        assert time.process_time() - started < 10
+
+
+class TestTake:
+    @pytest.mark.parametrize(
+        ("value", "kind"), [(True, int), (1, bool), ("a", bytes), (b"a", str), (None, int), ([], dict)]
+    )
+    def test_wants_the_exact_type(self, value: object, kind: type) -> None:
+        with pytest.raises(WireError):
+            take({"key": value}, "key", kind)  # type: ignore[dict-item]
+
+    @pytest.mark.parametrize("value", [None, [], "x", b"x", 5, {}])
+    def test_wants_a_dict_with_the_key(self, value: object) -> None:
+        with pytest.raises(WireError):
+            take(value, "key", int)  # type: ignore[arg-type]
+
+    def test_optional_takes_none_and_nothing(self) -> None:
+        assert take_optional({}, "key", int) is None
+        assert take_optional({"key": None}, "key", int) is None
+        assert take_optional({"key": 3}, "key", int) == 3
+        with pytest.raises(WireError):
+            take_optional({"key": True}, "key", int)
+
+    @pytest.mark.parametrize("number", [-1, 1 << 64, 1 << 100])
+    def test_size_is_not_negative_and_within_its_limit(self, number: int) -> None:
+        with pytest.raises(WireError):
+            take_size({"key": number}, "key")
+        with pytest.raises(WireError):
+            take_size({"key": 11}, "key", limit=10)
+        assert take_size({"key": 10}, "key", limit=10) == 10

@@ -1,0 +1,151 @@
+"""A reply is hostile: whatever a cell answers, the host has a value or one of the library's errors, safe to print."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from instar.core.errors import HostError, ImageError, InstarError, InternalError, SandboxError
+from instar.core.wire import encode
+from instar.guest.main import main
+from instar.host.cells import call
+from instar.sandbox.cell import Isolation, Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from instar.core.wire import Wire
+    from instar.sandbox.cell import Grant, Serve
+
+
+class Answering(Isolation):
+    """A cell that answers what the test says."""
+
+    __slots__ = ("reply",)
+
+    name = "fake"
+
+    def __init__(self, reply: bytes) -> None:
+        self.reply = reply
+
+    def open(self) -> Answering:  # type: ignore[override]
+        return self
+
+    def run(self, job: bytes, files: Sequence[Grant], limits: Limits, serve: Serve) -> bytes:
+        return self.reply
+
+
+def answer(reply: bytes) -> Wire:
+    return call("info", {}, [], isolation=Answering(reply), limits=Limits(), path="disk\x1b.img")
+
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(1 - (1 << 127), (1 << 127) - 1)
+    | st.binary(max_size=8)
+    | st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
+)
+anything = st.recursive(
+    scalars, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=3), x, max_size=3), max_leaves=6
+)
+likely = st.sampled_from(["image", "os", "limit", "internal", "corrupt", "denied", "\x1b[2J", "x" * 5000])
+names = ("class", "kind", "structure", "detail", "field", "offset", "value", "limit", "format", "errno")
+errors = st.dictionaries(st.sampled_from(names), likely | anything, max_size=len(names))
+
+
+class TestReply:
+    @given(st.binary(max_size=200))
+    def test_of_any_bytes_is_a_value_or_a_protocol_error(self, reply: bytes) -> None:
+        try:
+            answer(reply)
+        except InstarError as error:
+            _safe(error)
+
+    @given(errors)
+    @example({"class": "os", "errno": 1 << 100})
+    @example({"class": "os", "errno": -(1 << 126)})
+    @example({"class": "os", "errno": 0})
+    @example({"class": "image", "kind": "corrupt", "structure": "\x1b[2J" * 999, "detail": "\x07" * 9999})
+    @example({"class": "internal", "detail": "\u202ex" * 9999})
+    def test_of_any_error_is_an_error_of_the_library(self, facts: dict[str, Wire]) -> None:
+        with pytest.raises(InstarError) as caught:
+            answer(encode({"error": facts}))
+        _safe(caught.value)
+
+    @given(anything)
+    def test_is_given_to_the_caller_as_it_is(self, value: Wire) -> None:
+        assert answer(encode({"ok": value})) == value
+
+    @pytest.mark.parametrize("value", [None, [], {}, {"ok": 1, "error": {}}, {"other": 1}, "ok", b"ok", 5, True])
+    def test_is_either_a_value_or_an_error(self, value: Wire) -> None:
+        with pytest.raises(SandboxError) as caught:
+            answer(encode(value))
+        assert caught.value.kind == "protocol"
+
+    @pytest.mark.parametrize(
+        ("facts", "kind"),
+        [
+            ({"class": "os", "errno": 28}, HostError),
+            ({"class": "limit", "detail": "memory"}, SandboxError),
+            ({"class": "internal", "detail": "oh"}, InternalError),
+            ({"class": "image", "kind": "corrupt", "structure": "header", "detail": "bad"}, ImageError),
+        ],
+    )
+    def test_of_each_class_becomes_that_error_about_the_file(self, facts: dict[str, Wire], kind: type) -> None:
+        with pytest.raises(kind) as caught:
+            answer(encode({"error": facts}))
+        assert type(caught.value) is kind
+        if kind is not InternalError:
+            assert str(caught.value).startswith("disk\\x1b.img: ")
+
+
+class TestDoor:
+    """``guest.main`` never raises, and what it says can be read by the host."""
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            MemoryError(),
+            RecursionError(),
+            OSError(5, "Input/output error"),
+            OSError("no number"),
+            KeyError("x"),
+            UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+            ValueError("\ud800\udc80\x1b"),
+            ImageError("corrupt", "\ud800" * 1000, "\udfff\udc80", field="\ud801", format="\udbff"),
+            ImageError("corrupt", "header", "x" * 10_000, value=1 << 100, offset=-(1 << 100), limit=5),
+        ],
+    )
+    def test_turns_every_failure_into_facts(self, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+        from instar.guest import info
+
+        def fail(args: object, files: object, ask: object) -> Wire:
+            raise error
+
+        monkeypatch.setattr(info, "run", fail)
+        reply = main(encode({"op": "info", "args": {}}), [], lambda request: None)
+        with pytest.raises(InstarError) as caught:
+            answer(reply)
+        _safe(caught.value)
+
+    @given(st.binary(max_size=60))
+    def test_takes_any_job(self, job: bytes) -> None:
+        assert main(job, [], lambda request: None)
+
+    @pytest.mark.parametrize("job", [{"op": "no such", "args": {}}, {"op": 5}, {}, None, {"op": "info", "args": 5}])
+    def test_refuses_jobs_that_are_none(self, job: Wire) -> None:
+        with pytest.raises(InternalError):
+            answer(main(encode(job), [], lambda request: None))
+
+
+def _safe(error: InstarError) -> None:
+    """Fail unless an error can be printed on a terminal: one line, no control characters, no novel."""
+    text = str(error)
+    assert len(text) < 2000
+    assert not any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in text)
+    text.encode()
+    assert len(repr(error.facts())) < 10_000
