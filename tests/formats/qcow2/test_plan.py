@@ -262,7 +262,8 @@ def test_small_and_large_steps_lay_out_the_same(monkeypatch):
 def test_ramp_makes_what_one_by_one_would(extended):
     spacing = 16 if extended else 8
     ramp = Ramp(100, 65536, spacing)
-    for count in (1, 2, 99, 100):
+    assert ramp.count == 128
+    for count in (1, 2, 99, 100, 128):
         first = COPIED | 0xABCDEF0000
         expected = b"".join((first + k * 65536).to_bytes(8, "big").ljust(spacing, b"\0") for k in range(count))
         assert ramp.table(first, count) == expected

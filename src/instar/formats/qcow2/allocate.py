@@ -6,8 +6,6 @@ Time and memory grow with the number of runs and of refcount blocks, never with 
 
 from __future__ import annotations
 
-from array import array
-
 from instar.core.errors import OptionError
 from instar.core.units import ceil_div
 from instar.formats.qcow2.ondisk import (
@@ -69,10 +67,9 @@ class Allocator:
         self.refcount_order = refcount_order
         self.per_block = cluster_size * 8 >> refcount_order
         self.used = [[0, 3]]
-        self.blocks = array("Q", bytes(cluster_size))
-        self.blocks[0] = 2
+        self.blocks = [2] + [0] * (cluster_size // REFCOUNT_TABLE_ENTRY_SIZE - 1)
         self.table_start = 1
-        self.dropped: list[tuple[int, array[int]]] = []
+        self.dropped: list[tuple[int, list[int]]] = []
         self.end = 3 * cluster_size
         #: The search for free clusters starts here. What lies before may be free and is forgotten.
         self._next = 3
@@ -158,7 +155,7 @@ class Allocator:
             raise too_large(clusters * self.cluster_size, MAX_REFCOUNT_TABLE_SIZE, "the refcount table")
         old_start, old, old_clusters = self.table_start, self.blocks, self.table_clusters
         table = old[: clusters * per_cluster]
-        table.extend(array("Q", bytes(clusters * self.cluster_size - len(table) * REFCOUNT_TABLE_ENTRY_SIZE)))
+        table += [0] * (clusters * per_cluster - len(table))
         if block:
             table[index] = block
         free = start

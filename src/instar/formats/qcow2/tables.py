@@ -5,8 +5,7 @@ Law: an item knows its place and length at once, and makes its bytes when they a
 
 from __future__ import annotations
 
-import sys
-from array import array
+import struct
 
 from instar.core.plan import PIECE, Fill, Series, Write
 from instar.formats.qcow2.ondisk import COPIED, L1_ENTRY_SIZE, L2_ENTRY_SIZE
@@ -19,6 +18,10 @@ if TYPE_CHECKING:
     from instar.formats.qcow2.layout import Layout
 
 
+#: Entries that are packed at a time.
+_BATCH = 1 << 14
+
+
 class Ramp:
     """Makes entries that grow by ``step``, many at a time: as one long number, first entry at its high end.
 
@@ -27,26 +30,31 @@ class Ramp:
     ``spacing`` is the bytes from one entry to the next; what is between them stays zero.
     """
 
-    __slots__ = ("_bits", "_ramp", "_unit", "count", "spacing", "step")
+    __slots__ = ("_ramp", "_unit", "count", "spacing", "step")
 
     def __init__(self, count: int, step: int, spacing: int) -> None:
-        self.count = count
+        #: Most entries of one table, a power of two.
+        self.count = 1 << (count - 1).bit_length() if count > 1 else 1
         self.step = step
         self.spacing = spacing
-        self._bits = 8 * spacing
         self._unit = self._ramp = 0
 
     def table(self, first: int, count: int) -> bytes:
         """Return ``count`` entries, at most ``self.count``, of 64 bits each, big endian."""
+        bits = 8 * self.spacing
         if not self._unit:
-            words = self.spacing // 8
-            unit, ramp = array("Q", bytes(self.count * self.spacing)), array("Q", bytes(self.count * self.spacing))
-            unit[::words] = array("Q", [1]) * self.count
-            ramp[::words] = array("Q", range(0, self.count * self.step, self.step))
-            self._unit = int.from_bytes(_big_endian(unit), "big")
-            self._ramp = int.from_bytes(_big_endian(ramp), "big")
-        spare = (self.count - count) * self._bits
+            self._grow(bits)
+        spare = (self.count - count) * bits
         return (first * (self._unit >> spare) + (self._ramp >> spare)).to_bytes(count * self.spacing, "big")
+
+    def _grow(self, bits: int) -> None:
+        """Double one entry until there are enough."""
+        unit, ramp, count = 1 << bits - 64, 0, 1
+        while count < self.count:
+            ramp = ramp << bits * count | ramp + count * self.step * unit
+            unit |= unit << bits * count
+            count *= 2
+        self._unit, self._ramp = unit, ramp
 
 
 class Entries(Series):
@@ -75,8 +83,7 @@ class Entries(Series):
 def refcount_table(layout: Layout) -> Item:
     """Return the refcount table, all clusters of it."""
     size = layout.cluster_size
-    entries = array("Q", [block * size for block in layout.clusters.blocks])
-    return Write(layout.clusters.table_start * size, _big_endian(entries), "refcount table")
+    return Write(layout.clusters.table_start * size, _block_offsets(layout.clusters.blocks, size), "refcount table")
 
 
 def refcount_blocks(layout: Layout) -> Iterator[Item]:
@@ -119,7 +126,7 @@ def former_tables(layout: Layout) -> Iterator[Item]:
     clusters = layout.clusters
     size = layout.cluster_size
     for start, entries in clusters.dropped:
-        data = _big_endian(array("Q", [block * size for block in entries]))
+        data = _block_offsets(entries, size)
         for cluster in range(start, start + len(data) // size):
             if clusters.is_free(cluster):
                 at = (cluster - start) * size
@@ -130,13 +137,15 @@ def l1_table(layout: Layout) -> Item:
     """Return the L1 table: zeros, or the L2 tables with their ``COPIED`` flag."""
     size = layout.cluster_size
     offset, length = layout.l1_start * size, layout.l1_entries * L1_ENTRY_SIZE
-    entries = array("Q")
+    parts = []
     for first, count, step in layout.table_rows():
-        low = first * size | COPIED
-        entries.extend(range(low, low + count * step * size, step * size))
-    if not entries:
+        for start in range(0, count, _BATCH):
+            number = min(_BATCH, count - start)
+            low = (first + start * step) * size | COPIED
+            parts.append(struct.pack(f">{number}Q", *range(low, low + number * step * size, step * size)))
+    if not parts:
         return Fill(offset, length, "L1 table")
-    return Write(offset, _big_endian(entries), "L1 table")
+    return Write(offset, b"".join(parts), "L1 table")
 
 
 def l2_tables(layout: Layout) -> Iterator[Item]:
@@ -190,8 +199,10 @@ def _count_in(block: bytearray, start: int, end: int, per_block: int, ones: byte
     block[low:high] = ones * ((high - low) // len(ones))
 
 
-def _big_endian(entries: array[int]) -> bytes:
-    """Return a table of 64-bit entries as bytes; ``entries`` is changed."""
-    if sys.byteorder == "little":
-        entries.byteswap()
-    return entries.tobytes()
+def _block_offsets(blocks: list[int], size: int) -> bytes:
+    """Return a refcount table: host offsets of refcount blocks."""
+    parts = []
+    for start in range(0, len(blocks), _BATCH):
+        batch = [block * size for block in blocks[start : start + _BATCH]]
+        parts.append(struct.pack(f">{len(batch)}Q", *batch) if any(batch) else bytes(8 * len(batch)))
+    return b"".join(parts)
