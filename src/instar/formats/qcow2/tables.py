@@ -122,7 +122,10 @@ def refcount_blocks(layout: Layout) -> Iterator[Item]:
 
 
 def former_tables(layout: Layout) -> Iterator[Item]:
-    """Yield the refcount tables that larger ones replaced, where nothing took their place."""
+    """Yield the refcount tables that larger ones replaced, where nothing took their place.
+
+    QEMU leaves their bytes behind. A data cluster that took a place must read as zeros and has no item.
+    """
     clusters = layout.clusters
     size = layout.cluster_size
     for start, entries in clusters.dropped:
