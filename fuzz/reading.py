@@ -5,12 +5,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from instar.core import NEWEST
 from instar.core.errors import ImageError
 from instar.core.image import ImageFacts
 from instar.core.options import Settings, read_settings
 from instar.core.plan import Allocate, Backing, Seed
 from instar.core.wire import decode, encode
-from instar.host.describe import INFO_LIMITS, NEWEST
+from instar.host.describe import INFO_LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

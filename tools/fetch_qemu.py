@@ -103,7 +103,9 @@ def archives() -> tuple[str, str | None]:
     Asking apt, instead of reading its files, covers every form a source may be written in.
     """
     uris: dict[str, str] = {}
-    for uri, suite in re.findall(r"^'(\S+?)/dists/(\S+)/InRelease'", run("apt-get", "--print-uris", "update"), re.MULTILINE):
+    for uri, suite in re.findall(
+        r"^'(\S+?)/dists/(\S+)/InRelease'", run("apt-get", "--print-uris", "update"), re.MULTILINE
+    ):
         name = suite.removesuffix("-security")
         if name in DEBIAN_SUITES:
             uris.setdefault("main" if name == suite else "security", uri.rstrip("/"))
