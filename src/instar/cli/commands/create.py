@@ -211,7 +211,7 @@ def result_object(result: CreateResult) -> dict[str, object]:
 
 def _print_options(session: Session, format: str, *, with_file: bool) -> int:
     """Print ``-o help``."""
-    from instar.host.create import find_creatable, option_rows
+    from instar.host.create import FILE_OPTIONS, find_creatable, option_rows
 
     try:
         row = find_creatable(format, aliases=not session.as_qemu)
@@ -221,6 +221,8 @@ def _print_options(session: Session, format: str, *, with_file: bool) -> int:
         r
         for r in option_rows(row.name, with_file=with_file or not session.as_qemu)
         if not (session.as_qemu and (r.extension or r.since > session.generation))
+        # Without effect on these formats, and refused: not worth an offer.
+        and not (not session.as_qemu and r in FILE_OPTIONS and r.name == "preallocation" and row.name != "raw")
     ]
     title = "Supported options:" if with_file else f"Supported {row.name} options:"
     lines = [title, *sorted(r.help_line() for r in rows)]
