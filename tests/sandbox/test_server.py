@@ -321,6 +321,7 @@ print(instar.info(IMAGE).virtual_size, server_pid() not in (0, first))
 server.ensure_server()
 running = server.start_cell([], Limits())
 cell = one_cell()
+os.kill(cell, signal.SIGSTOP)
 os.kill(server_pid(), signal.SIGKILL)
 try:
     converse(running, b"", Limits(wall_seconds=20), None)
