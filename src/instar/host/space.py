@@ -80,6 +80,14 @@ def reserve(fd: int, offset: int, length: int, *, progress: Progress = _no_progr
 
 
 def allocate(fd: int, offset: int, length: int, mode: str, *, progress: Progress = _no_progress) -> None:
-    """Carry out a plan's ``Allocate`` item: ``mode`` is ``falloc`` or ``full``."""
+    """Carry out a plan's ``Allocate`` item: ``mode`` is ``falloc`` or ``full``.
+
+    Raises:
+        OSError: as the system says; ``ENOSPC`` at once where there is not room for all, so that a doomed
+            request does not fill the disk first.
+    """
     if length:
+        room = os.fstatvfs(fd)
+        if length > room.f_bfree * room.f_frsize + os.fstat(fd).st_blocks * 512:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         (zero_range if mode == "full" else reserve)(fd, offset, length, progress=progress)

@@ -1,0 +1,84 @@
+"""The program as a whole: its words before a command, its ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from tests.support import instar
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "a command is missing"),
+        (["frob"], "no command 'frob'"),
+        (["--frob"], "no option '--frob'"),
+        (["--dialect"], "'--dialect' needs a value"),
+        (["--dialect", "french", "info", "x"], "no dialect 'french'"),
+        (["--isolation=jail", "info", "x"], "no isolation 'jail'"),
+    ],
+)
+def test_refuses_in_one_line(words, expected):
+    done = instar(*words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("instar: ")
+    assert expected in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_overview_names_every_command():
+    done = instar("--help")
+    assert done.returncode == 0
+    for word in ("create", "info", "check", "--isolation", "INSTAR_QEMU_VERSION"):
+        assert word in done.stdout
+
+
+def test_version_is_one_line():
+    assert instar("-V").stdout.startswith("instar 0.")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("INSTAR_ISOLATION", "jail"), ("INSTAR_QEMU_VERSION", "x"), ("INSTAR_DIALECT", "x")]
+)
+def test_a_wrong_variable_is_refused_as_a_wrong_word(name, value):
+    done = instar("info", "x", **{name: value})
+    assert done.returncode == 1
+    assert value in done.stderr
+
+
+def test_a_cell_that_cannot_be_had_is_no_reason_to_go_without(tmp_path):
+    instar("create", "-q", "d", "1M", cwd=tmp_path)
+    done = instar("--isolation=kvm", "info", "d", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (70, "")
+    assert "sandbox unavailable" in done.stderr
+
+
+def test_without_isolation_the_answer_is_the_same(tmp_path):
+    instar("create", "-q", "-f", "vhdx", "d", "1M", cwd=tmp_path)
+    assert instar("info", "d", cwd=tmp_path).stdout == instar("--isolation=none", "info", "d", cwd=tmp_path).stdout
+
+
+def test_a_reader_that_goes_away_is_no_error_message(tmp_path):
+    instar("create", "-q", "-f", "qcow2", "d", "1M", cwd=tmp_path)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = f"{sys.executable} -m instar info d | true"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=env, capture_output=True, check=False)
+    assert done.stderr == b""
+
+
+def test_an_interrupt_ends_the_program_by_its_signal_and_leaves_nothing(tmp_path):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [sys.executable, "-m", "instar", "create", "-f", "qcow2", "-o", "preallocation=metadata", "d", "8T"]
+    with subprocess.Popen(words, cwd=tmp_path, env=env, stderr=subprocess.PIPE) as process:
+        try:
+            process.wait(0.6)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(20) == -signal.SIGINT
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert os.listdir(tmp_path) == []
