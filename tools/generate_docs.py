@@ -15,8 +15,8 @@ from instar.core.options import Option
 from instar.core.units import format_size
 from instar.formats import TABLE, find
 from instar.host.check import CHECK_LIMITS
-from instar.host.create import FILE_OPTIONS, option_rows
 from instar.host.describe import INFO_LIMITS
+from instar.host.request import FILE_OPTIONS, option_rows
 from instar.sandbox.process.policy import RULES
 
 ROOT = Path(__file__).parent.parent

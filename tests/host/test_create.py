@@ -104,3 +104,9 @@ def test_importing_the_package_imports_nothing_of_it():
         subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
         == "[]\n"
     )
+
+
+def test_a_backing_format_is_recorded_by_the_name_qemu_img_knows(tmp_path):
+    instar.create(str(tmp_path / "base"), "5M", format="vhd")
+    instar.create(str(tmp_path / "top"), format="qcow2", backing="base", backing_format="vhd")
+    assert instar.info(str(tmp_path / "top")).backing_format == "vpc"

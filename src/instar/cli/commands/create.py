@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from instar.cli.argv import Parsed
     from instar.cli.session import Session
     from instar.core.options import Option
-    from instar.host.create import CreateResult, Request
+    from instar.host.create import CreateResult
+    from instar.host.request import Request
     from instar.host.space import Progress
 
 _LONG = (10, 0)
@@ -211,7 +212,7 @@ def result_object(result: CreateResult) -> dict[str, object]:
 
 def _print_options(session: Session, format: str, *, with_file: bool) -> int:
     """Print ``-o help``."""
-    from instar.host.create import FILE_OPTIONS, find_creatable, option_rows
+    from instar.host.request import FILE_OPTIONS, find_creatable, option_rows
 
     try:
         row = find_creatable(format, aliases=not session.as_qemu)
