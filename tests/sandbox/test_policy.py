@@ -228,7 +228,7 @@ def _mremap(files: list[GrantedFile], ask: Ask) -> object:
 
 
 def _brk(files: list[GrantedFile], ask: Ask) -> object:
-    return sum(map(len, [bytes(100_000) for _ in range(100)]))
+    return sum(map(len, [bytes(100_000) for _ in range(1000)]))
 
 
 def _madvise(files: list[GrantedFile], ask: Ask) -> object:

@@ -86,9 +86,9 @@ class Limits:
 class Isolation:
     """How cells are to be made: the ``name`` asked for, and whether this process may fork directly.
 
-    ``single_threaded`` is a promise by the caller that no other thread runs or ever ran, that its memory holds no secret,
-    and that nothing but instar's own code is run by a fork; without it cells are forked from a helper process
-    (see ``process.server``).
+    ``single_threaded`` is a promise by the caller that no other thread runs or ever ran, that its memory holds no
+    secret, and that nothing but instar's own code is run by a fork; without it cells are forked from a helper
+    process (see ``process.server``).
     ``said`` collects why a back end was passed over, for ``-v``.
     """
 
