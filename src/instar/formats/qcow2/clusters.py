@@ -61,6 +61,7 @@ class Clusters:
         "_rows",
         "_series",
         "_shared",
+        "_start",
         "_unaligned",
         "allocated",
         "compressed",
@@ -82,6 +83,8 @@ class Clusters:
         self._series: dict[int, int] = {}
         #: By number of entries: the last series, as first entry and table; what was added to get there.
         self._rows: dict[int, tuple[int, int, int, int]] = {}
+        #: Host offset of the table whose entries are judged.
+        self._start = 0
         self.allocated = 0
         self.fragmented = 0
         self.compressed = 0
@@ -203,6 +206,7 @@ class Clusters:
                 self._series[offset] = whole
             self._count_series(whole, self._image.entries, weight, active, 0)
             return
+        self._start = offset
         size = min(PIECE, self._image.entries)
         length = size * self._image.entry_size
         zeros = bytes(length)
@@ -362,7 +366,7 @@ class Clusters:
         """Judge an entry of a compressed cluster that is not in order, or reaches behind the end of the file."""
         image = self._image
         place += index * image.entry_size
-        number = place % image.cluster_size // image.entry_size
+        number = (place - self._start) // image.entry_size
         if entry & COPIED:
             detail = f"the entry of a compressed cluster has the copied flag ({entry:#x})"
             offset = entry & (1 << compressed_offset_bits(image.cluster_bits)) - 1

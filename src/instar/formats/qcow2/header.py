@@ -139,7 +139,8 @@ class Image:
         self.incompatible = v3.incompatible_features
         self.compatible = v3.compatible_features
         self.autoclear = v3.autoclear_features
-        self.refcount_bits = 1 << v3.refcount_order
+        # Judged later; a shift by what the image says would ask for up to 512 MiB.
+        self.refcount_bits = 1 << min(v3.refcount_order, MAX_REFCOUNT_ORDER)
         self.compression = compression
         self.crypt_method = header.crypt_method
         self.l1_table_offset = header.l1_table_offset

@@ -148,38 +148,21 @@ class References:
         self.pages[number] = uniform(page[0]) if constant else page
 
     def _count(self, structure: str, first: int, count: int, weight: int) -> None:
-        overflow = 0
         for number, low, high in pieces(first, count):
-            overflow += self._add(number, low, high, weight)
-        if overflow:
-            offset = first << self._bits
-            detail = f"a cluster has more references than a refcount of this width can count ({self._maximum})"
-            self._report.add(
-                "corruption",
-                structure,
-                detail,
-                offset=offset,
-                count=overflow,
-                code="qcow2-refcount-overflow",
-                values=(offset,),
-            )
-
-    def _add(self, number: int, low: int, high: int, weight: int) -> int:
-        """Add to the clusters ``low`` to ``high`` of a page; return by how much the maximum was passed."""
-        page = self.pages.get(number, uniform(0))
-        whole = high - low == PAGE
-        if weight <= self._ceiling:
+            page = self.pages.get(number, uniform(0))
+            if weight > self._ceiling:
+                self._add_slowly(structure, number, self._writable(number, page), range(low, high), weight)
+                continue
             new = page[low:high].translate(self._addition(weight))
-            if LARGE not in new:
-                if whole:
-                    self._replace(number, page, new)
-                    return 0
+            if LARGE in new:
+                self._add_slowly(structure, number, self._writable(number, page), range(low, high), weight)
+            elif high - low == PAGE:
+                self._replace(number, page, new)
+            else:
                 writable = self._writable(number, page)
                 writable[low:high] = new
                 if high == PAGE:
                     self._fold(number, writable)
-                return 0
-        return self._add_slowly(number, self._writable(number, page), range(low, high), weight)
 
     def _addition(self, weight: int) -> bytes:
         """Return a translation that adds ``weight`` to each count, and gives ``LARGE`` where that is too much."""
@@ -188,13 +171,18 @@ class References:
             self._additions[weight] = bytes(new if new <= self._ceiling else LARGE for new in sums)
         return self._additions[weight]
 
-    def _add_slowly(self, number: int, page: bytearray, places: range, weight: int) -> int:
-        overflow = 0
+    def _add_slowly(self, structure: str, number: int, page: bytearray, places: range, weight: int) -> None:
+        """Add where counts may pass what a page or a refcount can hold."""
         for at in places:
             cluster = number * PAGE + at
             new = (self._large[cluster] if page[at] == LARGE else page[at]) + weight
             if new > self._maximum:
-                overflow += new - self._maximum
+                offset = cluster << self._bits
+                detail = f"a cluster has more references than its refcount can count ({self._maximum})"
+                code, over = "qcow2-refcount-overflow", new - self._maximum
+                self._report.add(
+                    "corruption", structure, detail, offset=offset, count=over, code=code, values=(offset,)
+                )
                 new = self._maximum
             if new >= LARGE:
                 self._large[cluster] = new
@@ -202,7 +190,6 @@ class References:
         if len(self._large) > MAX_LARGE_REFERENCES:
             detail = "too many clusters are referenced more than 254 times"
             raise bad("too-large", "References", detail, limit=MAX_LARGE_REFERENCES)
-        return overflow
 
     def _replace(self, number: int, old: bytes | bytearray, new: bytes | bytearray) -> None:
         """Put a page in the place of another."""
