@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instar.core.wire import MAX_DEPTH, WireError, decode, encode, take, take_optional, take_size
@@ -26,12 +26,14 @@ values = st.recursive(
 
 
 class TestRoundTrip:
+    @settings(deadline=None)  # the machine may be busy
     @given(values)
     def test_gives_back_the_value_and_its_types(self, value: object) -> None:
         back = decode(encode(value))  # type: ignore[arg-type]
         assert back == value
         assert repr(back) == repr(value)  # True is not 1 here
 
+    @settings(deadline=None)  # the machine may be busy
     @given(st.binary(max_size=300))
     def test_refuses_what_encode_never_makes(self, data: bytes) -> None:
         try:
@@ -40,6 +42,7 @@ class TestRoundTrip:
             return
         assert encode(value) == data
 
+    @settings(deadline=None)  # the machine may be busy
     @given(values, st.data())
     def test_refuses_a_value_with_a_byte_changed_or_takes_it_for_another(
         self, value: object, data: st.DataObject
@@ -53,6 +56,7 @@ class TestRoundTrip:
             return
         assert encode(back) == wire
 
+    @settings(deadline=None)  # the machine may be busy
     @given(values)
     def test_refuses_every_beginning_of_a_value(self, value: object) -> None:
         wire = encode(value)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from instar.core.errors import HostError, ImageError, InstarError, InternalError, SandboxError
@@ -58,6 +58,7 @@ errors = st.dictionaries(st.sampled_from(names), likely | anything, max_size=len
 
 
 class TestReply:
+    @settings(deadline=None)  # the machine may be busy
     @given(st.binary(max_size=200))
     def test_of_any_bytes_is_a_value_or_a_protocol_error(self, reply: bytes) -> None:
         try:
@@ -65,6 +66,7 @@ class TestReply:
         except InstarError as error:
             _safe(error)
 
+    @settings(deadline=None)  # the machine may be busy
     @given(errors)
     @example({"class": "os", "errno": 1 << 100})
     @example({"class": "os", "errno": -(1 << 126)})
@@ -76,6 +78,7 @@ class TestReply:
             answer(encode({"error": facts}))
         _safe(caught.value)
 
+    @settings(deadline=None)  # the machine may be busy
     @given(anything)
     def test_is_given_to_the_caller_as_it_is(self, value: Wire) -> None:
         assert answer(encode({"ok": value})) == value
@@ -132,6 +135,7 @@ class TestDoor:
             answer(reply)
         _safe(caught.value)
 
+    @settings(deadline=None)  # the machine may be busy
     @given(st.binary(max_size=60))
     def test_takes_any_job(self, job: bytes) -> None:
         assert main(job, [], lambda request: None)

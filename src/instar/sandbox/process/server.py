@@ -44,7 +44,11 @@ _running: weakref.WeakSet[Served] = weakref.WeakSet()
 
 
 class Served:
-    """A cell that the server forked. ``status`` is a socket: closing it asks for the cell's death."""
+    """A cell that the server forked. ``status`` is a socket: closing it asks for the cell's death.
+
+    In a program with threads an interrupt can strike between any two steps. What it loses is closed when it is
+    forgotten, the socket too, so no cell lives on.
+    """
 
     __slots__ = ("__weakref__", "_fds", "_socket", "down", "status", "up")
 
@@ -58,7 +62,7 @@ class Served:
 
     def end(self) -> int | None:
         """See ``Running.end``. Waits for the server's word that the cell is dead and reaped."""
-        if self._socket is not None:
+        if self._socket is not None and self._socket.fileno() >= 0:
             try:
                 self._socket.shutdown(1)  # SHUT_WR: reaches the server although a forked process may hold a copy
             except OSError:
@@ -83,10 +87,6 @@ class Served:
         while self._fds:
             os.close(self._fds.pop())
         _running.discard(self)
-
-    def __del__(self) -> None:
-        # In a program with threads an interrupt can strike between any two steps; what it loses must not live on.
-        self.let_go()
 
 
 def start_cell(files: Sequence[Grant], limits: Limits) -> Served:
