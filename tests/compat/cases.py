@@ -19,6 +19,11 @@ class Case(NamedTuple):
     backing: str = ""
 
     @property
+    def preallocated(self) -> bool:
+        """Whether space is given to the guest's data from the start (of formats that have metadata)."""
+        return self.format == "qcow2" and dict(self.options).get("preallocation", "off") != "off"
+
+    @property
     def name(self) -> str:
         """A stable name of the case."""
         options = ",".join(f"{k}={v}" for k, v in self.options) or "plain"

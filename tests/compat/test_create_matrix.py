@@ -53,6 +53,20 @@ def make_both(case: Case, folder: Path) -> tuple[Path, Path]:
     return ours / "image", theirs / "image"
 
 
+def shows_former_metadata(case: Case, image: Path, folder: Path) -> bool:
+    """Tell whether a new disk does not read as zeros: qemu-img may leave there what its refcount table was."""
+    if not case.preallocated or case.backing or case.size > 1 << 30:
+        return False
+    qemu_img("create", "-q", "-f", "raw", folder / "zeros", str(case.size))
+    return run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", image, folder / "zeros").returncode == 1
+
+
+def data_ranges(path: Path) -> tuple[tuple[int, int], ...]:
+    """Return where in the file the guest's data is, as qemu-img sees it."""
+    rows = json.loads(qemu_img("map", "--output=json", "-f", "qcow2", path).stdout)
+    return tuple((row["offset"], row["offset"] + row["length"]) for row in rows if row["data"] and "offset" in row)
+
+
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
 def test_image_is_that_of_qemu_img(case: Case, tmp_path: Path) -> None:
     """Bytes, allocation, and what qemu-img and instar say of both images."""
@@ -63,13 +77,18 @@ def test_image_is_that_of_qemu_img(case: Case, tmp_path: Path) -> None:
     ranges = ignored(case.format, theirs)
     if case.format == "vmdk":
         ranges += same_descriptor(ours, theirs)
-    same_bytes(ours, theirs, ignore=ranges)
-    # Which ranges have storage, not st_blocks: that also counts the file system's own extent tree.
-    assert extents(ours) == extents(theirs)
+    if shows_former_metadata(case, theirs, tmp_path):
+        assert not shows_former_metadata(case, ours, tmp_path)
+        same_bytes(ours, theirs, ignore=(*ranges, *data_ranges(ours)))
+    else:
+        same_bytes(ours, theirs, ignore=ranges)
+        # Which ranges have storage, not st_blocks: that also counts the file system's own extent tree.
+        assert extents(ours) == extents(theirs)
 
     names = {str(ours.parent): "DIR", str(theirs.parent): "DIR"}
     force = ["-f", case.format] if dict(case.options).get("subformat") == "fixed" or case.format == "raw" else []
-    for version in VERSIONS:
+    # Versions differ in what they print, not in how they read tables: one is enough where reading takes long.
+    for version in VERSIONS[-1:] if case.preallocated else VERSIONS:
         program = real(version)
         seen = {path: run(program, "info", "--output=json", *force, path) for path in (ours, theirs)}
         if UNREADABLE in seen[theirs].stderr:

@@ -17,7 +17,7 @@ def bucket(key: str) -> int:
 
     The hash is that of the TDB database (see QEMU, ``qobject/qdict.c``), observed on 5.2 to 11.1.
     """
-    data = key.encode()
+    data = key.encode("utf-8", "surrogateescape")
     value = 0x238F13AF * len(data) & 0xFFFFFFFF
     for index, byte in enumerate(data):
         value = value + (byte << index * 5 % 24) & 0xFFFFFFFF

@@ -70,12 +70,12 @@ class CheckResult:
 
     @property
     def exit_code(self) -> int:
-        """0 clean, 1 the check could not be done in full, 2 corruption, 3 leaks only: qemu-img's."""
+        """0 clean, 1 the check could not be done in full, 2 corruption, 3 leaks only: qemu-img's, in its order."""
+        if self.check_errors:
+            return 1
         if self.corruptions:
             return 2
-        if self.leaks:
-            return 3
-        return 1 if self.check_errors else 0
+        return 3 if self.leaks else 0
 
     def __repr__(self) -> str:
         totals = f"corruptions={self.corruptions}, leaks={self.leaks}, check_errors={self.check_errors}"

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from instar.sandbox.cell import Isolation
 
 #: What a cell that describes an image may use. Metadata is small; anything above is an attack or a fault.
-INFO_LIMITS = Limits(cpu_seconds=20, wall_seconds=60)
+#: The longest answer is that of a qcow2 with the 65,536 snapshots it may have.
+INFO_LIMITS = Limits(cpu_seconds=20, wall_seconds=60, reply_bytes=32 << 20)
 
 
 class Described:

@@ -88,6 +88,8 @@ def run(session: Session, argv: list[str]) -> int:
         complain("qemu-img: Check failed: Invalid argument")
         return 1
     _show(session, result, json=json, quiet=parsed.has("quiet"))
+    if session.as_qemu and result.check_errors:
+        complain("qemu-img: Check failed")
     return result.exit_code
 
 
