@@ -82,3 +82,19 @@ def test_an_interrupt_ends_the_program_by_its_signal_and_leaves_nothing(tmp_path
         assert process.stderr is not None
         assert process.stderr.read() == b""
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_not_keep_it_from_working(closed, tmp_path):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = f"exec {sys.executable} -m instar create -f qcow2 d 1M {closed}"
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, env=env, check=False).returncode == 0
+    assert (tmp_path / "d").stat().st_size == 196616
+
+
+def test_output_that_cannot_be_written_is_said(tmp_path):
+    instar("create", "-q", "-f", "qcow2", "d", "1M", cwd=tmp_path)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = f"exec {sys.executable} -m instar info d > /dev/full"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "instar: the output cannot be written: No space left on device\n")

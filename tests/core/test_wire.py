@@ -145,3 +145,8 @@ class TestTake:
         with pytest.raises(WireError):
             take_size({"key": 11}, "key", limit=10)
         assert take_size({"key": 10}, "key", limit=10) == 10
+
+
+def test_a_text_with_a_surrogate_that_stands_for_no_byte_is_a_wire_error() -> None:
+    with pytest.raises(WireError, match="surrogate"):
+        encode("a\ud800")

@@ -36,7 +36,8 @@ def start() -> NoReturn:
     code = main()
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
+            if stream is not None:  # the caller may have closed it
+                stream.flush()
         except (OSError, ValueError):
             code = code or 1
     os._exit(code)
@@ -52,6 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read the output has gone; nothing is left to say, also not by the interpreter's own flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except OSError as error:
+        # Files that a command works on give a HostError; what is left is its own output.
+        from instar.cli.session import complain
+
+        complain(f"instar: the output cannot be written: {error.strerror}")
         return 1
     except Exception as error:  # a fault of instar's own: one line for people, the whole story when asked
         if os.environ.get("INSTAR_DEBUG"):

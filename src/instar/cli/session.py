@@ -101,6 +101,8 @@ def complain(text: str) -> None:
 
 
 def _write(stream: object, text: str) -> None:
+    if stream is None:  # the caller closed it: there is nobody to tell
+        return
     data = text.encode("utf-8", "surrogateescape")
     buffer = getattr(stream, "buffer", None)
     if buffer is None:

@@ -52,7 +52,10 @@ def _encode(value: Wire, out: bytearray, depth: int) -> None:
         out += b"b" + len(value).to_bytes(4, "big")
         out += value
     elif isinstance(value, str):
-        data = value.encode("utf-8", "surrogateescape")
+        try:
+            data = value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise WireError("a text has a surrogate that stands for no byte") from None
         out += b"s" + len(data).to_bytes(4, "big")
         out += data
     elif isinstance(value, list):
