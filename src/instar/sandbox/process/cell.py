@@ -91,6 +91,7 @@ def become_cell(
         channel.send(b"S", b"")
         # What was garbage before the fork is not ours: a finaliser could do what a cell may not, and kill it.
         gc.freeze()
+        gc.enable()
         job = channel.receive(b"J")
         granted = [GrantedFile(n, FD_FILES + n, g.mode, g.size) for n, g in enumerate(files)]
         channel.send(b"R", guest(job, granted, channel.ask))

@@ -6,13 +6,13 @@ and namespaces may be missing (older kernels, containers); the descriptors, limi
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import resource
 import struct
 
 from instar.sandbox.posix import hold_all_signals_but
+from instar.sandbox.process.kernel import address_of, syscall
 from instar.sandbox.process.policy import AUDIT_ARCH, FD_DOWN, FD_FILES, FD_UP, RULES, build_filter
 
 TYPE_CHECKING = False
@@ -34,10 +34,6 @@ _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWNET = 0x40000000
 # linux/capability.h
 _CAPABILITY_VERSION_3 = 0x20080522
-# these call numbers are the same on every architecture
-_SYS_CLOSE_RANGE = 436
-_SYS_LANDLOCK_CREATE_RULESET = 444
-_SYS_LANDLOCK_RESTRICT_SELF = 446
 # linux/landlock.h
 _LANDLOCK_CREATE_RULESET_VERSION = 1
 #: By ABI version: how many access rights to files exist.
@@ -46,8 +42,6 @@ _EFAULT = 14
 _SIGKILL = 9
 _SIGXCPU = 24
 _INT64_MAX = (1 << 63) - 1
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class SealError(Exception):
@@ -60,17 +54,12 @@ def machine() -> str:
 
 
 def _prctl(option: int, value: int) -> bool:
-    # Every argument of the variadic call is passed as a long: a bare int leaves the upper half undefined.
-    rest = ctypes.c_ulong(0)
-    return bool(_libc.prctl(ctypes.c_int(option), ctypes.c_ulong(value), rest, rest, rest) == 0)
+    return syscall("prctl", option, value) == 0
 
 
 def close_from(first: int) -> None:
     """Close every descriptor from ``first`` on, also those above a limit that was lowered later."""
-    done = _libc.syscall(
-        ctypes.c_long(_SYS_CLOSE_RANGE), ctypes.c_long(first), ctypes.c_long(0xFFFFFFFF), ctypes.c_long(0)
-    )
-    if done == 0:
+    if syscall("close_range", first, 0xFFFFFFFF) == 0:
         return
     # Kernels before 5.9. ``os.closerange`` may be a million calls there, so ask which are open.
     try:
@@ -124,7 +113,7 @@ def limit_resources(limits: Limits) -> None:
 
 def leave_namespaces() -> bool:
     """Enter new user, network and IPC namespaces; tell whether the kernel allowed it."""
-    return bool(_libc.unshare(ctypes.c_int(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC)) == 0)
+    return syscall("unshare", _CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWIPC) == 0
 
 
 def drop_capabilities() -> None:
@@ -134,25 +123,30 @@ def drop_capabilities() -> None:
         SealError: the kernel refused it.
     """
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    if _libc.capset(header, bytes(24)) != 0:
-        raise SealError(f"capabilities: {os.strerror(ctypes.get_errno())}")
+    result = syscall("capset", header, bytes(24))
+    if result < 0:
+        raise SealError(f"capabilities: {os.strerror(-result)}")
 
 
 def landlock() -> bool:
     """Give up every right on files, TCP ports, abstract sockets and signals; tell whether the kernel has Landlock."""
-    call = ctypes.c_long(_SYS_LANDLOCK_CREATE_RULESET)
-    abi = _libc.syscall(call, None, ctypes.c_size_t(0), ctypes.c_long(_LANDLOCK_CREATE_RULESET_VERSION))
+    abi = landlock_version()
     if abi < 1:
         return False
     files = (1 << _LANDLOCK_FS_BITS.get(abi, 16)) - 1
     attributes = struct.pack("=QQQ", files, 3 if abi >= 4 else 0, 3 if abi >= 6 else 0)
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
-    ruleset = _libc.syscall(call, attributes, ctypes.c_size_t(size), ctypes.c_long(0))
+    ruleset = syscall("landlock_create_ruleset", attributes, size)
     if ruleset < 0:
         return False
-    done = _libc.syscall(ctypes.c_long(_SYS_LANDLOCK_RESTRICT_SELF), ctypes.c_long(ruleset), ctypes.c_long(0))
+    done = syscall("landlock_restrict_self", ruleset)
     os.close(ruleset)
-    return bool(done == 0)
+    return done == 0
+
+
+def landlock_version() -> int:
+    """Return the version of Landlock's interface that the kernel has; 0 or less if it has none."""
+    return syscall("landlock_create_ruleset", None, 0, _LANDLOCK_CREATE_RULESET_VERSION)
 
 
 def seccomp(program: list[tuple[int, int, int, int]]) -> None:
@@ -162,16 +156,10 @@ def seccomp(program: list[tuple[int, int, int, int]]) -> None:
         SealError: the kernel refused it.
     """
     code = b"".join(struct.pack("=HBBI", *row) for row in program)
-    rows = ctypes.create_string_buffer(code, len(code))
-    header = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(rows)))
-    if not _prctl_filter(ctypes.addressof(header)):
-        raise SealError(f"seccomp: {os.strerror(ctypes.get_errno())}")
-
-
-def _prctl_filter(address: int) -> bool:
-    rest = ctypes.c_ulong(0)
-    mode = ctypes.c_ulong(_SECCOMP_MODE_FILTER)
-    return bool(_libc.prctl(ctypes.c_int(_PR_SET_SECCOMP), mode, ctypes.c_ulong(address), rest, rest) == 0)
+    header = struct.pack("@HP", len(program), address_of(code))
+    result = syscall("prctl", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, header)
+    if result < 0:
+        raise SealError(f"seccomp: {os.strerror(-result)}")
 
 
 def seal(
@@ -223,6 +211,7 @@ def why_unavailable() -> str | None:
     if machine() not in AUDIT_ARCH:
         return f"no system call policy for {machine()}"
     # EFAULT: the kernel has seccomp filters and looked for the program.
-    if not _prctl_filter(0) and (errno := ctypes.get_errno()) != _EFAULT:
-        return f"seccomp filters: {os.strerror(errno)}"
+    result = syscall("prctl", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, None)
+    if result != -_EFAULT:
+        return f"seccomp filters: {os.strerror(-result)}"
     return None

@@ -1,0 +1,87 @@
+"""System calls by number, for what Python has no function: sealing needs half a dozen.
+
+Law: cheap to import. ``ctypes`` costs 3 to 8 ms, as much as starting and sealing a cell, so the C module below it
+is used, by its few names that have been the same since Python 2.5; should they change, ``ctypes`` takes over.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Call numbers by machine (linux/arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h).
+NUMBERS = {
+    "x86_64": {"prctl": 157, "capset": 126, "unshare": 272},
+    "aarch64": {"prctl": 167, "capset": 91, "unshare": 97},
+}
+#: These are the same on every architecture.
+_COMMON = {"close_range": 436, "landlock_create_ruleset": 444, "landlock_restrict_self": 446}
+
+
+def _with_c_module() -> Callable[..., int]:
+    """Return ``syscall(2)``, every argument a machine word or the address of bytes."""
+    import _ctypes
+
+    class Word(_ctypes._SimpleCData):  # type: ignore[type-arg]
+        _type_ = "P"
+
+    class Long(_ctypes._SimpleCData):  # type: ignore[type-arg]
+        _type_ = "l"
+
+    class Function(_ctypes.CFuncPtr):
+        _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+        _restype_ = Long
+        _argtypes_ = (Word,) * 7
+
+    function = Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "syscall"))  # type: ignore[arg-type]
+
+    def call(number: int, *arguments: int | bytes | None) -> int:
+        result = function(number, *arguments, *(0,) * (6 - len(arguments)))
+        return -int(_ctypes.get_errno()) if result == -1 else int(result)
+
+    return call
+
+
+def _with_ctypes() -> Callable[..., int]:
+    """Return the same, made of public names."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    libc.syscall.argtypes = (ctypes.c_void_p,) * 7
+
+    def call(number: int, *arguments: int | bytes | None) -> int:
+        result = libc.syscall(number, *arguments, *(0,) * (6 - len(arguments)))
+        return -ctypes.get_errno() if result == -1 else int(result)
+
+    return call
+
+
+try:
+    _call = _with_c_module()
+except (ImportError, AttributeError, TypeError, OSError):
+    _call = _with_ctypes()
+
+_numbers = {**_COMMON, **NUMBERS.get(os.uname().machine, {})}
+
+
+def syscall(name: str, *arguments: int | bytes | None) -> int:
+    """Make a system call; return what it gives, or the negative ``errno``.
+
+    Bytes are passed by address and must be at least as long as the kernel reads. Unused arguments are 0.
+
+    Raises:
+        KeyError: the call's number is not known on this machine.
+    """
+    return _call(_numbers[name], *arguments)
+
+
+def address_of(data: bytes) -> int:
+    """Return where the bytes of an object lie; valid as long as it lives.
+
+    For structures that point to others. CPython keeps the bytes at the end of the object, before a final zero.
+    """
+    return id(data) + bytes.__basicsize__ - 1
