@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Entries that are packed at a time.
 _BATCH = 1 << 14
+#: Entries of a refcount table that are looked at in one go.
+_STEP = 128
 
 
 class Ramp:
@@ -94,7 +96,7 @@ def refcount_blocks(layout: Layout) -> Iterator[Item]:
     full = [0, 0, 0]
     runs = iter(clusters.used)
     run: list[int] | None = next(runs)
-    for index, block in enumerate(clusters.blocks):
+    for index, block in enumerate(clusters.blocks[: _end(clusters.blocks)]):
         if not block:
             continue
         low, high = index * per_block, (index + 1) * per_block
@@ -205,7 +207,16 @@ def _count_in(block: bytearray, start: int, end: int, per_block: int, ones: byte
 def _block_offsets(blocks: list[int], size: int) -> bytes:
     """Return a refcount table: host offsets of refcount blocks."""
     parts = []
-    for start in range(0, len(blocks), _BATCH):
-        batch = [block * size for block in blocks[start : start + _BATCH]]
+    end = _end(blocks)
+    for start in range(0, end, _BATCH):
+        batch = [block * size for block in blocks[start : min(start + _BATCH, end)]]
         parts.append(struct.pack(f">{len(batch)}Q", *batch) if any(batch) else bytes(8 * len(batch)))
-    return b"".join(parts)
+    return b"".join([*parts, bytes(8 * (len(blocks) - end))])
+
+
+def _end(blocks: list[int]) -> int:
+    """Return an index from which on a refcount table is empty: a new one mostly is, and long."""
+    end = len(blocks)
+    while end and not any(blocks[max(0, end - _STEP) : end]):
+        end = max(0, end - _STEP)
+    return end
