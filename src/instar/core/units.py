@@ -36,7 +36,7 @@ def is_power_of_two(value: int) -> bool:
     return value > 0 and value & (value - 1) == 0
 
 
-def parse_size(text: str, *, default_suffix: str = "") -> int:
+def parse_size(text: str) -> int:
     """Read a size as qemu-img 10.0 and later do: decimal or ``0x`` digits, then one of ``bkMGTPE``.
 
     Suffixes are powers of 1024 in either case. A fraction needs a suffix above ``b`` and is rounded
@@ -62,7 +62,7 @@ def parse_size(text: str, *, default_suffix: str = "") -> int:
     end = 0
     while end < len(body) and body[end] in "0123456789.":
         end += 1
-    number, suffix = body[:end], body[end:].lower() or default_suffix
+    number, suffix = body[:end], body[end:].lower()
     if suffix not in _SUFFIXES or len(body) - end > 1:
         raise ValueError(text)
     whole, dot, fraction = number.partition(".")

@@ -13,15 +13,13 @@ from instar.core.errors import SandboxError
 class GrantedFile:
     """File ``number`` behind descriptor ``fd``; ``mode`` is ``r``, ``w`` or ``rw``; ``size`` as of the grant."""
 
-    __slots__ = ("_fd", "bytes_read", "bytes_written", "mode", "number", "size")
+    __slots__ = ("_fd", "mode", "number", "size")
 
     def __init__(self, number: int, fd: int, mode: str, size: int) -> None:
         self.number = number
         self._fd = fd
         self.mode = mode
         self.size = size
-        self.bytes_read = 0
-        self.bytes_written = 0
 
     def read(self, offset: int, length: int) -> bytes:
         """Return up to ``length`` bytes from ``offset``; fewer only at the end of the file."""
@@ -33,7 +31,6 @@ class GrantedFile:
                 pieces.append(more)
                 got += len(more)
             data = b"".join(pieces)
-        self.bytes_read += len(data)
         return data
 
     def write(self, offset: int, data: bytes) -> None:
@@ -49,4 +46,3 @@ class GrantedFile:
             if wrote <= 0:
                 raise SandboxError("protocol", "a write made no progress")
             done += wrote
-        self.bytes_written += len(data)
