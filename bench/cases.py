@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import instar
@@ -74,7 +75,48 @@ def _check(folder: Path) -> list[Way]:
     ]
 
 
+def _cells(word: str, file: Path, kinds: tuple[str, ...]) -> list[Way]:
+    """Return ways to have ``bench/launch.py`` do something in each kind of cell."""
+    ways = []
+    for kind in kinds:
+        # Ends with this process, whose end of the pipe is the only one.
+        server = subprocess.Popen(
+            [sys.executable, "-I", "-S", ROOT / "bench" / "launch.py", ROOT / "src", kind, file],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        ways.append(Way(kind, clock=partial(_ask, server, word)))
+    return ways
+
+
+def _ask(server: subprocess.Popen[str], word: str) -> float:
+    assert server.stdin is not None
+    assert server.stdout is not None
+    print(word, file=server.stdin, flush=True)
+    return float(server.stdout.readline())
+
+
+def _launch(folder: Path) -> list[Way]:
+    file = folder / "file"
+    file.write_bytes(b"x")
+    return [
+        *_cells("empty", file, ("kvm", "process")),
+        Way("qemu-img create", (QEMU, "create", "-q", "-f", "qcow2", folder / "theirs.qcow2", "1G")),
+    ]
+
+
+def _bulk(folder: Path) -> list[Way]:
+    file = folder / "file"
+    with file.open("wb") as out:
+        for number in range(1024):
+            out.write(bytes([number & 0xFF]) * (1 << 20))
+    return _cells("bulk", file, ("kvm", "outside", "process"))
+
+
 CASES = (
+    Case("launch", "a cell with nothing to do, from its order to its reply", 50, _launch),
+    Case("bulk", "read 1 GiB in pieces of 1 MiB, in a cell and outside", 7, _bulk),
     Case("library", "create qcow2 1 GiB: library call against a process", 41, _library),
     Case("command", "create qcow2 1 GiB: command line", 41, _command),
     Case("info", "info, qcow2 of 1 TiB with 100 snapshots", 21, _info),
