@@ -75,7 +75,7 @@ def cache_folder() -> Path:
     return Path(base).absolute() / "instar" / "qemu"
 
 
-def run(*argv: str | Path, config: Path | None = None) -> str:
+def run(*argv: str | Path, config: Path | None = None, cwd: Path | None = None) -> str:
     """Run a program and return what it printed, or raise `FetchError` with its last words."""
     environment = os.environ | {"LC_ALL": "C"}
     if config:
@@ -85,6 +85,7 @@ def run(*argv: str | Path, config: Path | None = None) -> str:
             argv,
             check=False,
             env=environment,
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -114,8 +115,8 @@ def archives() -> tuple[str, str | None]:
     return uris["main"], uris.get("security")
 
 
-def download(suites: tuple[str, ...], home: Path) -> Iterator[Path]:
-    """Download the package and all it depends on through an apt state of its own in `home`."""
+def private_apt(suites: tuple[str, ...], home: Path) -> Path:
+    """Make an apt state of its own in `home`, which knows `suites` and nothing installed; return its configuration."""
     main, security = archives()
     lines = []
     for suite in suites:
@@ -128,8 +129,14 @@ def download(suites: tuple[str, ...], home: Path) -> Iterator[Path]:
     (home / "sources.list").write_text("".join(lines))
     config = home / "apt.conf"
     config.write_text(APT_CONFIG.format(home=home))
-    release = ("-t", suites[0]) if suites[0].endswith("-backports") else ()
     run("apt-get", "update", "-q", "--error-on=any", config=config)
+    return config
+
+
+def download(suites: tuple[str, ...], home: Path) -> Iterator[Path]:
+    """Download the package and all it depends on through an apt state of its own in `home`."""
+    config = private_apt(suites, home)
+    release = ("-t", suites[0]) if suites[0].endswith("-backports") else ()
     run("apt-get", "install", "-qy", "--download-only", *release, PACKAGE, config=config)
     return (home / "cache/archives").glob("*.deb")
 
