@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from instar.sandbox.process import kernel
+from instar.sandbox import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable

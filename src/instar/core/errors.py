@@ -195,19 +195,28 @@ class HostError(InstarError):
 
 
 class SandboxError(InstarError):
-    """The cell failed: it could not be had, died, broke the protocol or passed a limit."""
+    """The cell failed: it could not be had, died, broke the protocol or passed a limit.
+
+    ``story`` says where in its program a cell was when it died, for those who look for the reason.
+    """
 
     exit_code = EXIT_SANDBOX
 
-    def __init__(self, kind: str, detail: str, *, path: str | None = None) -> None:
+    def __init__(self, kind: str, detail: str, *, path: str | None = None, story: str | None = None) -> None:
         super().__init__(detail)
         self.kind = kind
         self.path = path
+        self.story = story
 
     def sentence(self) -> str:
         """Say what became of the cell."""
         line = f"sandbox {self.kind}: {printable(self.detail, MAX_DETAIL)}"
         return f"{printable(self.path)}: {line}" if self.path else line
+
+    def facts(self) -> dict[str, object]:
+        """Return the fields as JSON-able values, for scripts."""
+        named = {"path": self.path, "story": self.story}
+        return {**super().facts(), **{k: v for k, v in named.items() if v is not None}}
 
 
 class InternalError(InstarError):

@@ -113,14 +113,67 @@ class Isolation:
             from instar.sandbox.inline import InlineCell
 
             return InlineCell(accept_no_isolation=True)
-        if self.name == "kvm":
-            raise SandboxError("unavailable", "this version of instar has no kvm cell; use --isolation=process")
-        from instar.sandbox.process.cell import ProcessCell, why_unavailable
+        kinds = ("kvm", "process") if self.name == "auto" else (self.name,)
+        reasons = []
+        cells: list[Cell] = []
+        for kind in kinds:
+            make, reason = _find(kind)
+            if reason is None:
+                cells.append(make(direct=self.single_threaded))
+            else:
+                reasons.append(f"{kind}: {reason}")
+        if not cells:
+            self.said += reasons
+            weaker = (
+                "--isolation=process may work" if self.name == "kvm" else "--isolation=none works without protection"
+            )
+            raise SandboxError("unavailable", f"no cell can be made here ({'; '.join(reasons)}); {weaker}")
+        self._say(reasons)
+        return cells[0] if len(cells) == 1 else _Strongest(cells, self._say)
 
-        reason = why_unavailable()
-        if reason is None:
-            return ProcessCell(direct=self.single_threaded)
-        self.said.append(f"process: {reason}")
-        raise SandboxError(
-            "unavailable", f"no cell can be made here ({reason}); --isolation=none works without protection"
-        )
+    def _say(self, reasons: list[str]) -> None:
+        self.said += [reason for reason in reasons if reason not in self.said]
+
+
+class _Strongest:
+    """The first of several cells that can be started. One that has been started is not given up for another.
+
+    ``name`` is the kind that is tried first.
+    """
+
+    def __init__(self, cells: list[Cell], say: Callable[[list[str]], None]) -> None:
+        self._cells = cells
+        self._say = say
+        self.name = cells[0].name
+
+    def run(self, job: bytes, files: Sequence[Grant], limits: Limits, serve: Serve) -> bytes:
+        """See ``Cell.run``."""
+        started = False
+
+        def serve_started(request: Wire) -> Wire:
+            nonlocal started
+            started = True  # only a running guest asks, so what is raised from here on is no failed start
+            return serve(request)
+
+        while True:
+            cell = self._cells[0]
+            try:
+                return cell.run(job, files, limits, serve_started)
+            except SandboxError as error:
+                if started or error.kind != "unavailable" or len(self._cells) == 1:
+                    raise
+                self._say([f"{cell.name}: {error.detail}"])
+                del self._cells[0]
+                self.name = self._cells[0].name
+
+
+def _find(kind: str) -> tuple[Callable[..., Cell], str | None]:
+    """Return what makes cells of a kind, and why it cannot be had here."""
+    if kind == "kvm":
+        from instar.sandbox.kvm.cell import KvmCell, why_unavailable
+
+        return KvmCell, why_unavailable()
+    from instar.sandbox.process.cell import ProcessCell
+    from instar.sandbox.process.cell import why_unavailable as why_no_process
+
+    return ProcessCell, why_no_process()

@@ -11,6 +11,7 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
+    from collections.abc import Callable
 else:
     import _signal
 
@@ -31,10 +32,10 @@ def let_signals(held: set[int]) -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, held)
 
 
-def hold_all_signals_but(number: int) -> None:
-    """Block every signal save ``number``, which gets its default effect. For a process that has no handlers."""
-    _signal.signal(number, _signal.SIG_DFL)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, set(_signal.valid_signals()) - {number})
+def hold_all_signals_but(lethal: int, *handled: int) -> None:
+    """Block every signal save ``lethal``, which gets its default effect, and those that this process handles."""
+    _signal.signal(lethal, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, set(_signal.valid_signals()) - {lethal, *handled})
 
 
 def above_stdio(fd: int) -> int:
@@ -56,3 +57,14 @@ def safe_pipe() -> tuple[int, int]:
     except OSError:
         os.close(read)
         raise
+
+
+def tick(seconds: float, handler: Callable[[], None]) -> int:
+    """Call ``handler`` in this thread every so often, also in the middle of a system call; return the signal used.
+
+    Whoever forked this process may have had signals written to a descriptor of its own; that ends.
+    """
+    _signal.set_wakeup_fd(-1)
+    _signal.signal(_signal.SIGALRM, lambda *_: handler())
+    _signal.setitimer(_signal.ITIMER_REAL, seconds, seconds)
+    return int(_signal.SIGALRM)

@@ -13,13 +13,13 @@ from instar.guest.main import main, preload
 from instar.sandbox.cell import MAX_FILES
 from instar.sandbox.files import GrantedFile
 from instar.sandbox.posix import hold_signals, let_signals, safe_pipe
-from instar.sandbox.process.channel import CODE_FAULT, CODE_NO_MEMORY, CODE_UNSEALED, CellChannel, converse
+from instar.sandbox.process.channel import CODE_FAULT, CODE_NO_MEMORY, CODE_UNSEALED, CellChannel, converse, unpack_job
 from instar.sandbox.process.policy import FD_DOWN, FD_FILES, FD_UP, RULES
 from instar.sandbox.process.seal import arrange_descriptors, seal, why_unavailable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import NoReturn
 
     from instar.sandbox.cell import Grant, Guest, Limits, Serve
@@ -62,44 +62,91 @@ class Child:
         return self.status
 
 
+class Order:
+    """What one cell is for: the ends of its pipes, its files, its limits."""
+
+    __slots__ = ("down", "files", "limits", "up")
+
+    def __init__(self, up: int, down: int, files: Sequence[Grant], limits: Limits) -> None:
+        self.up = up
+        self.down = down
+        self.files = files
+        self.limits = limits
+
+
 def become_cell(
-    up: int,
-    down: int,
-    files: Sequence[Grant],
-    limits: Limits,
+    take_order: Callable[[], Order],
     parent: int,
     *,
+    kvm: int | None = None,
+    memory: int = 0,
+    spare: bool = False,
     guest: Guest = main,
     namespaces: bool = True,
     rules: tuple[Rule, ...] = RULES,
 ) -> NoReturn:
     """Turn this freshly forked process into a cell, run one job, and end. Never returns.
 
+    With ``kvm``, a descriptor of the device, the guest runs in a virtual machine with ``memory`` bytes to spare, and
+    this process is its monitor; the machine is made before the order is taken, which comes later for a ``spare``.
     Signals must be held, so that no handler of the program that was forked runs here.
     """
     code = CODE_FAULT
+    # What was garbage before the fork is not ours: a finaliser could do what a cell may not, and kill it.
+    gc.disable()
     try:
-        channel = CellChannel(up, down)
+
+        def body() -> NoReturn:
+            os._exit(_live(guest))
+
+        monitor = failure = None
+        if kvm is not None:
+            from instar.sandbox.kvm.monitor import Monitor
+
+            try:
+                monitor = Monitor(kvm, body, memory)
+            except Exception as error:
+                if spare:
+                    os._exit(CODE_UNSEALED)  # the order that will come may find better times
+                failure = error
+        order = take_order()
+        channel = CellChannel(order.up, order.down)
         try:
-            arrange_descriptors(up, down, files)
+            if failure is not None:
+                raise failure
+            machine = () if monitor is None else (monitor.processor_fd,)
+            arrange_descriptors(order.up, order.down, order.files, *machine)
             # From here on the old numbers may be those of granted files.
             channel = CellChannel(FD_UP, FD_DOWN)
-            seal(files, limits, parent, namespaces=namespaces, rules=rules)
+            if monitor is None:
+                seal(order.files, order.limits, parent, namespaces=namespaces, rules=rules)
+            else:
+                monitor.seal(order.files, order.limits, parent, namespaces=namespaces)
         except Exception as error:
             channel.send(b"X", f"{type(error).__name__}: {error}".encode("utf-8", "replace")[:400])
             os._exit(CODE_UNSEALED)
         channel.send(b"S", b"")
-        # What was garbage before the fork is not ours: a finaliser could do what a cell may not, and kill it.
-        gc.freeze()
-        gc.enable()
-        job = channel.receive(b"J")
-        granted = [GrantedFile(n, FD_FILES + n, g.mode, g.size) for n, g in enumerate(files)]
-        channel.send(b"R", guest(job, granted, channel.ask))
-        code = 0
-    except MemoryError:
-        code = CODE_NO_MEMORY
+        if monitor is None:
+            body()
+        code = monitor.run(channel)
     finally:
         os._exit(code)
+
+
+def _live(guest: Guest) -> int:
+    """Be the guest: take the job, do it, reply. Returns the code to end with, whatever happens."""
+    try:
+        gc.freeze()
+        gc.enable()
+        channel = CellChannel(FD_UP, FD_DOWN)
+        job, rows = unpack_job(channel.receive(b"J"))
+        granted = [GrantedFile(n, FD_FILES + n, mode, size) for n, (mode, size) in enumerate(rows)]
+        channel.send(b"R", guest(job, granted, channel.ask))
+        return 0
+    except MemoryError:
+        return CODE_NO_MEMORY
+    except BaseException:
+        return CODE_FAULT
 
 
 class ProcessCell:
@@ -128,26 +175,29 @@ class ProcessCell:
             from instar.sandbox.process.server import ensure_server
 
             ensure_server()
+        return self._run(job, files, limits, serve, None)
+
+    def _run(self, job: bytes, files: Sequence[Grant], limits: Limits, serve: Serve, kvm: int | None) -> bytes:
         # Between the birth of a cell and the ``try`` no interrupt may come, or nobody would end it.
         held = hold_signals()
         try:
-            running = self._fork(files, limits) if self._direct else self._order(files, limits)
+            running = self._fork(files, limits, kvm) if self._direct else self._order(files, limits, kvm)
         except BaseException:
             let_signals(held)
             raise
         try:
             let_signals(held)
-            return converse(running, job, limits, serve)
+            return converse(running, job, limits, serve, files, monitored=kvm is not None)
         except BaseException:
             running.end()  # ``converse`` has ended it, unless an interrupt came before it began
             raise
 
-    def _order(self, files: Sequence[Grant], limits: Limits) -> Running:
+    def _order(self, files: Sequence[Grant], limits: Limits, kvm: int | None) -> Running:
         from instar.sandbox.process.server import start_cell
 
-        return start_cell(files, limits)
+        return start_cell(files, limits, kvm)
 
-    def _fork(self, files: Sequence[Grant], limits: Limits) -> Child:
+    def _fork(self, files: Sequence[Grant], limits: Limits, kvm: int | None) -> Child:
         fds: list[int] = []
         try:
             fds += safe_pipe()
@@ -157,7 +207,8 @@ class ProcessCell:
             host = os.getpid()
             pid = os.fork()
             if pid == 0:
-                become_cell(up_write, down_read, files, limits, host, guest=self._guest, rules=self._rules)
+                order = Order(up_write, down_read, files, limits)
+                become_cell(lambda: order, host, kvm=kvm, memory=limits.memory, guest=self._guest, rules=self._rules)
         except OSError as error:
             for fd in fds:
                 os.close(fd)

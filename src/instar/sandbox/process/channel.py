@@ -1,7 +1,8 @@
 """Frames between a host and its cell: a length, a tag, a body. The host's side never trusts a length.
 
 Tags: ``S`` the cell is sealed, or ``X`` why it could not be; then ``J`` the job, ``Q`` a request of the cell,
-``A`` its answer, ``R`` the reply. The first comes before any guest code runs, so no guest can claim the second.
+``A`` its answer, ``R`` the reply; ``D`` where the cell was when it died, for people, without any other effect.
+``S`` and ``X`` come before any guest code runs, so no guest can claim the second.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import select
 import struct
 import time
 
-from instar.core.errors import SandboxError
-from instar.core.wire import WireError, decode, encode
+from instar.core.errors import SandboxError, printable
+from instar.core.wire import WireError, decode, encode, take
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Protocol
 
     from instar.core.wire import Wire
-    from instar.sandbox.cell import Limits, Serve
+    from instar.sandbox.cell import Grant, Limits, Serve
 
     class Running(Protocol):
         """A cell that has been started."""
@@ -42,6 +44,26 @@ CODE_UNSEALED = 2
 CODE_HOST_GONE = 3
 CODE_FAULT = 4
 CODE_NO_MEMORY = 5
+#: How the guest of a virtual machine ended, as said by its monitor: first code, and what follows in order.
+CODE_CAUSES = 200
+CAUSES = ("call", "exception", "instruction", "division", "machine", "processor-time", "time")
+#: Longest story of a death.
+_MAX_STORY = 1000
+
+
+def pack_job(job: bytes, files: Sequence[Grant]) -> bytes:
+    """Return what a cell is told: its job, and what its files are."""
+    return encode({"files": [[g.mode, g.size] for g in files], "job": job})
+
+
+def unpack_job(body: bytes) -> tuple[bytes, list[tuple[str, int]]]:
+    """Return the job, and mode and size of each file.
+
+    Raises:
+        WireError: it is none.
+    """
+    value = decode(body)
+    return take(value, "job", bytes), [(mode, size) for mode, size in take(value, "files", list)]
 
 
 class CellChannel:
@@ -78,6 +100,10 @@ class CellChannel:
             while view:
                 view = view[os.write(self._up, view) :]
 
+    def tell_story(self, text: str) -> None:
+        """Say how the guest died; there is nothing more to come."""
+        self.send(b"D", text.encode("utf-8", "replace")[:_MAX_STORY])
+
     def ask(self, request: Wire) -> Wire:
         """Make a request of the host and return its answer."""
         self.send(b"Q", encode(request))
@@ -103,7 +129,7 @@ class _HostChannel:
         # Look once even when the time is over: the host may have been stopped, and the answer be there.
         ready = poll.poll(max(0.0, self._deadline - time.monotonic()) * 1000)
         if not ready:
-            raise SandboxError("limit", f"the cell did not answer within {self._limits.wall_seconds:g} s")
+            raise SandboxError("limit", no_answer_within(self._limits))
         return any(which == fd for which, _ in ready)
 
     def send(self, tag: bytes, body: bytes) -> None:
@@ -148,14 +174,31 @@ class _HostChannel:
         self._deadline += seconds
 
 
-def converse(running: Running, job: bytes, limits: Limits, serve: Serve) -> bytes:
-    """Hand a job to a started cell, serve its requests, and return its reply. The cell is gone afterwards.
+def no_answer_within(limits: Limits) -> str:
+    """Say that the time is up."""
+    return f"the cell did not answer within {limits.wall_seconds:g} s"
+
+
+def converse(
+    running: Running,
+    job: bytes,
+    limits: Limits,
+    serve: Serve,
+    files: Sequence[Grant] = (),
+    *,
+    monitored: bool = False,
+) -> bytes:
+    """Hand a job on ``files`` to a started cell, serve its requests, and return its reply. The cell is gone afterwards.
+
+    ``monitored`` is true where a virtual machine's monitor chooses the code that the cell ends with.
 
     Raises:
         SandboxError: ``unavailable`` if it could not be sealed, else ``died``, ``protocol`` or ``limit``.
     """
     try:
-        return _converse(_HostChannel(running, limits), running, job, limits, serve)
+        return _converse(
+            _HostChannel(running, limits), running, pack_job(job, files), limits, serve, monitored=monitored
+        )
     except WireError as error:
         raise SandboxError("protocol", f"the cell's request cannot be read: {error}") from None
     finally:
@@ -166,23 +209,29 @@ def converse(running: Running, job: bytes, limits: Limits, serve: Serve) -> byte
             raise
 
 
-def _converse(channel: _HostChannel, running: Running, job: bytes, limits: Limits, serve: Serve) -> bytes:
+def _converse(
+    channel: _HostChannel, running: Running, job: bytes, limits: Limits, serve: Serve, *, monitored: bool
+) -> bytes:
     channel.send(b"J", job)  # waits in the pipe until the cell is sealed
     frame = channel.receive()
     if frame is None:
         raise _how_it_ended(running.end(), limits, sealed=False)
     tag, body = frame
     if tag == b"X":
-        raise SandboxError("unavailable", "the process could not be sealed: " + body.decode("utf-8", "replace"))
+        raise SandboxError("unavailable", f"the cell could not be made: {printable(body, _MAX_STORY)}")
     if tag != b"S":
         raise SandboxError("protocol", "the cell sent a frame of an unknown kind")
+    story = ""
     for _ in range(MAX_REQUESTS):
         frame = channel.receive()
         if frame is None:
-            raise _how_it_ended(running.end(), limits, sealed=True)
+            raise _how_it_ended(running.end(), limits, sealed=True, story=story, monitored=monitored)
         tag, body = frame
         if tag == b"R":
             return body
+        if tag == b"D":
+            story = printable(body[:_MAX_STORY], _MAX_STORY)
+            continue
         if tag != b"Q":
             raise SandboxError("protocol", "the cell sent a frame of an unknown kind")
         started = time.monotonic()
@@ -192,29 +241,52 @@ def _converse(channel: _HostChannel, running: Running, job: bytes, limits: Limit
     raise SandboxError("limit", f"the cell made more than {MAX_REQUESTS} requests")
 
 
+_CRASHED = "the cell crashed: it used memory or an instruction that it may not use"
+_NO_CALL = "the cell was killed: it made a system call that no cell may make"
+_UNDEFINED = "the cell crashed: it ran an instruction that there is not"
+_DIVISION = "the cell crashed: it divided by zero"
 _SIGNALS = {
-    4: "the cell crashed (SIGILL)",
+    4: f"{_UNDEFINED} (SIGILL)",
+    5: f"{_CRASHED} (SIGTRAP)",
     6: "the cell crashed (SIGABRT)",
-    7: "the cell crashed (SIGBUS)",
-    8: "the cell crashed (SIGFPE)",
+    7: f"{_CRASHED} (SIGBUS)",
+    8: f"{_DIVISION} (SIGFPE)",
     9: "the cell was killed from outside (SIGKILL), perhaps because the machine ran out of memory",
-    11: "the cell crashed (SIGSEGV)",
-    31: "the cell was killed: it made a system call that no cell may make (SIGSYS)",
+    11: f"{_CRASHED} (SIGSEGV)",
+    31: f"{_NO_CALL} (SIGSYS)",
 }
 _SIGXCPU = 24
 
 
-def _how_it_ended(status: int | None, limits: Limits, *, sealed: bool) -> SandboxError:
+def _how_it_ended(
+    status: int | None, limits: Limits, *, sealed: bool, story: str = "", monitored: bool = False
+) -> SandboxError:
     """Say in words what a wait status means for a cell that gave no reply."""
     if status is None:
         # A cell whose end nobody saw: the fork server went, and took it along.
         kind = "died" if sealed else "unavailable"
         return SandboxError(kind, "the cell ended without an answer, and nobody saw how")
     code = os.waitstatus_to_exitcode(status)
-    if code == -_SIGXCPU:
-        return SandboxError("limit", f"the cell used more than {limits.cpu_seconds} s of processor time")
-    if code == CODE_NO_MEMORY:
-        return SandboxError("limit", f"the cell ran out of memory (limit {limits.memory >> 20} MiB)")
-    if code < 0:
-        return SandboxError("died", _SIGNALS.get(-code, f"the cell was killed by signal {-code}"))
-    return SandboxError("died", f"the cell ended with code {code} and no answer")
+    cause = CAUSES[code - CODE_CAUSES] if monitored and CODE_CAUSES <= code < CODE_CAUSES + len(CAUSES) else ""
+    if code == -_SIGXCPU or cause == "processor-time":
+        kind, said = "limit", f"the cell used more than {limits.cpu_seconds} s of processor time"
+    elif cause == "time":
+        kind, said = "limit", no_answer_within(limits)
+    elif code == CODE_NO_MEMORY:
+        kind, said = "limit", f"the cell ran out of memory (limit {limits.memory >> 20} MiB)"
+    elif cause:
+        kind, said = "died", _BY_CAUSE[cause]
+    elif code < 0:
+        kind, said = "died", _SIGNALS.get(-code, f"the cell was killed by signal {-code}")
+    else:
+        kind, said = "died", f"the cell ended with code {code} and no answer"
+    return SandboxError(kind, said, story=story or None)
+
+
+_BY_CAUSE = {
+    "call": _NO_CALL,
+    "exception": _CRASHED,
+    "instruction": _UNDEFINED,
+    "division": _DIVISION,
+    "machine": "the cell's virtual machine stopped",
+}

@@ -12,10 +12,10 @@ FD_FILES = 5
 
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
-_PROT_EXEC = 4
-_MAP_ANONYMOUS = 0x20
+PROT_EXEC = 4
+MAP_ANONYMOUS = 0x20
 #: MADV_DONTNEED and MADV_FREE. MADV_HWPOISON and its like, which root could use, are not for cells.
-_ADVICE = [4, 8]
+ADVICE = [4, 8]
 
 
 class Rule:
@@ -25,7 +25,8 @@ class Rule:
         name: as in ``syscalls(2)``.
         numbers: by machine.
         argument: what is asked of its arguments: ``any``, ``up``, ``down``, ``readable``, ``writable``
-            (the descriptor, argument 0), ``memory`` (anonymous, never executable) or ``advice`` (argument 2).
+            (the descriptor, argument 0), ``memory`` (anonymous, never executable), ``advice`` (argument 2) or
+            ``processor`` (the descriptor, argument 0, and one of a few requests, argument 1).
         reason: why a cell needs it.
     """
 
@@ -87,11 +88,17 @@ def _one_of(argument: int, numbers: list[int]) -> list[Row]:
 
 
 def build_filter(
-    machine: str, *, readable: list[int], writable: list[int], rules: tuple[Rule, ...] = RULES
+    machine: str,
+    *,
+    readable: list[int],
+    writable: list[int],
+    rules: tuple[Rule, ...] = RULES,
+    processor: tuple[int, list[int]] = (-1, []),
 ) -> list[Row]:
     """Return the seccomp program as ``(code, jump_true, jump_false, k)`` rows.
 
-    ``readable`` and ``writable`` are descriptor numbers inside the cell, at most 200 each.
+    ``readable`` and ``writable`` are descriptor numbers inside the cell, at most 200 each. ``processor`` is the
+    descriptor of a virtual machine's processor and what may be asked of it.
     """
     descriptors = {"up": [FD_UP], "down": [FD_DOWN], "readable": readable, "writable": writable}
     program = [
@@ -108,14 +115,18 @@ def build_filter(
         elif rule.argument == "memory":
             block = [
                 (_LD_ABS, 0, 0, _argument_low(2)),
-                (_JSET, 2, 0, _PROT_EXEC),
+                (_JSET, 2, 0, PROT_EXEC),
                 (_LD_ABS, 0, 0, _argument_low(3)),
-                (_JSET, 1, 0, _MAP_ANONYMOUS),
+                (_JSET, 1, 0, MAP_ANONYMOUS),
                 (_RET, 0, 0, _KILL_PROCESS),
                 (_RET, 0, 0, _ALLOW),
             ]
         elif rule.argument == "advice":
-            block = _one_of(2, _ADVICE)
+            block = _one_of(2, ADVICE)
+        elif rule.argument == "processor":
+            fd, requests = processor
+            block = [(_LD_ABS, 0, 0, _argument_low(0)), (_JEQ, 1, 0, fd & 0xFFFFFFFF), (_RET, 0, 0, _KILL_PROCESS)]
+            block += _one_of(1, requests)
         else:
             block = _one_of(0, descriptors[rule.argument])
         program.append((_JEQ, 0, len(block), rule.numbers[machine]))

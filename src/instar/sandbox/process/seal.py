@@ -11,8 +11,8 @@ import os
 import resource
 import struct
 
+from instar.sandbox.kernel import address_of, syscall
 from instar.sandbox.posix import hold_all_signals_but
-from instar.sandbox.process.kernel import address_of, syscall
 from instar.sandbox.process.policy import AUDIT_ARCH, FD_DOWN, FD_FILES, FD_UP, RULES, build_filter
 
 TYPE_CHECKING = False
@@ -42,6 +42,9 @@ _EFAULT = 14
 _SIGKILL = 9
 _SIGXCPU = 24
 _INT64_MAX = (1 << 63) - 1
+_MAX_ERRNO = 4095
+# linux/mman.h
+_MAP_PRIVATE_ANONYMOUS = 0x22
 
 
 class SealError(Exception):
@@ -75,30 +78,36 @@ def close_from(first: int) -> None:
                 pass  # the one that listed the folder
 
 
-def arrange_descriptors(up: int, down: int, files: Sequence[Grant]) -> None:
-    """Put the channel and the granted files at their numbers and close everything else."""
-    wanted = [(up, FD_UP), (down, FD_DOWN), *((g.fd, FD_FILES + n) for n, g in enumerate(files))]
-    end = FD_FILES + len(files)
+def arrange_descriptors(up: int, down: int, files: Sequence[Grant], *others: int) -> int:
+    """Put the channel and the granted files at their numbers, ``others`` behind them, and close everything else.
+
+    Returns the number of the first of the others.
+    """
+    wanted = [(up, FD_UP), (down, FD_DOWN)]
+    wanted += [(fd, FD_FILES + n) for n, fd in enumerate((*(g.fd for g in files), *others))]
+    end = FD_UP + len(wanted)
     # First out of the way of every final number, then each into its place.
     moved = [(fcntl.fcntl(fd, fcntl.F_DUPFD, end), number) for fd, number in wanted]
     for fd, number in moved:
         os.dup2(fd, number, inheritable=False)
     os.closerange(0, FD_UP)
     close_from(end)
+    return FD_FILES + len(files)
 
 
-def limit_resources(limits: Limits) -> None:
-    """Set the kernel's limits; never raises one that is already lower."""
-    statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-    mapped = int(os.read(statm, 100).split()[0]) * resource.getpagesize()
-    os.close(statm)
+def limit_resources(limits: Limits, *, kernel_threads: bool = False) -> None:
+    """Set the kernel's limits; never raises one that is already lower.
+
+    ``kernel_threads``: leave room for those that KVM makes for a process that runs a machine (Linux 6.12).
+    """
+    mapped = _mapped_bytes()
     for what, value in (
         (resource.RLIMIT_AS, mapped + limits.memory),
         (resource.RLIMIT_CPU, limits.cpu_seconds),
         (resource.RLIMIT_FSIZE, limits.file_bytes),
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_MEMLOCK, 0),
+        *(() if kernel_threads else ((resource.RLIMIT_NPROC, 0),)),
     ):
         value = min(value, _INT64_MAX, *(limit for limit in resource.getrlimit(what) if limit >= 0))
         ceiling = value
@@ -109,6 +118,35 @@ def limit_resources(limits: Limits) -> None:
             if 0 <= hard < ceiling:
                 value, ceiling = max(min(1, hard), hard - 1), hard
         resource.setrlimit(what, (value, ceiling))
+
+
+def _mapped_bytes() -> int:
+    """Return how much address space this process has in use."""
+    try:
+        statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return _mapped_by_trial()
+    mapped = int(os.read(statm, 100).split()[0]) * resource.getpagesize()
+    os.close(statm)
+    return mapped
+
+
+def _mapped_by_trial() -> int:
+    """Return the same where there is no ``/proc``: the least limit under which one more page can be had."""
+    page = resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    low, high = 0, min(limit if limit >= 0 else 1 << 47 for limit in (soft, hard))
+    while high - low > page:
+        middle = (low + high) // 2
+        resource.setrlimit(resource.RLIMIT_AS, (middle, hard))
+        address = syscall("mmap", 0, page, 0, _MAP_PRIVATE_ANONYMOUS, -1, 0)
+        if -_MAX_ERRNO <= address < 0:
+            low = middle
+        else:
+            syscall("munmap", address, page)
+            high = middle
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    return high
 
 
 def leave_namespaces() -> bool:
@@ -169,17 +207,19 @@ def seal(
     *,
     namespaces: bool = True,
     rules: tuple[Rule, ...] = RULES,
+    processor: tuple[int, list[int]] = (-1, []),
+    signals: Sequence[int] = (),
 ) -> None:
     """Give up all rights; comes after ``arrange_descriptors``. On return only the calls of ``rules`` work.
 
     ``parent`` is this process's parent, which it must not outlive. ``namespaces`` is false where the parent has
-    entered them already. ``rules`` is for tests.
+    entered them already. ``processor`` is for ``build_filter``. ``signals`` are those that this process handles.
 
     Raises:
         SealError, OSError: a step that must not fail failed.
     """
-    # A cell has no signal handlers: the host ends it. What is sent to the whole terminal (Ctrl-C) passes it by.
-    hold_all_signals_but(_SIGXCPU)
+    # The host ends a cell, no signal does. What is sent to the whole terminal (Ctrl-C) passes it by.
+    hold_all_signals_but(_SIGXCPU, *signals)
     if namespaces:
         leave_namespaces()
     _prctl(_PR_SET_DUMPABLE, 0)
@@ -190,7 +230,7 @@ def seal(
     _prctl(_PR_SET_PDEATHSIG, _SIGKILL)
     if os.getppid() != parent:
         raise SealError("the host is gone")
-    limit_resources(limits)
+    limit_resources(limits, kernel_threads=processor[0] >= 0)
     landlock()
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
     numbers = [(FD_FILES + n, g.mode) for n, g in enumerate(files)]
@@ -200,6 +240,7 @@ def seal(
             readable=[n for n, mode in numbers if "r" in mode],
             writable=[n for n, mode in numbers if "w" in mode],
             rules=rules,
+            processor=processor,
         )
     )
 

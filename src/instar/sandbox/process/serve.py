@@ -1,6 +1,7 @@
 """The fork server itself: a process that has imported only instar, forks a cell for each order, and reaps it.
 
 Law: it has one thread, reads no image, and trusts its caller, whose user it shares. It ends with its last caller.
+A caller of kvm cells gets its next one made in advance, when nothing else is going on.
 """
 
 from __future__ import annotations
@@ -15,10 +16,19 @@ import sys
 from instar.core.wire import WireError, decode, take, take_size
 from instar.guest.main import preload_all
 from instar.sandbox.cell import MAX_FILES, Grant, Limits
-from instar.sandbox.process.cell import become_cell
-from instar.sandbox.process.channel import CellChannel
-from instar.sandbox.process.seal import close_from, leave_namespaces
+from instar.sandbox.process.cell import Order, become_cell
+from instar.sandbox.process.channel import CODE_FAULT, CellChannel
+from instar.sandbox.process.policy import FD_DOWN, FD_UP
+from instar.sandbox.process.seal import arrange_descriptors, close_from, leave_namespaces
 from instar.sandbox.process.server import FD_CONTROL, MESSAGE_BYTES, READY
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+#: A cell that was made in advance goes when nobody has wanted one for so long.
+_IDLE_SECONDS = 15
 
 
 def serve() -> None:
@@ -43,12 +53,58 @@ def serve() -> None:
     server.run()
 
 
+def read_order(message: bytes, fds: list[int]) -> tuple[Order, int, int | None]:
+    """Return an order, the descriptor by which its caller follows the cell, and that of the kvm device if it has one.
+
+    Raises:
+        WireError: it is none.
+    """
+    value = decode(message)
+    rows = take(value, "files", list)
+    limits = Limits(
+        memory=take_size(value, "memory"),
+        cpu_seconds=take_size(value, "cpu_seconds"),
+        wall_seconds=take_size(value, "wall_milliseconds") / 1000,
+        file_bytes=take_size(value, "file_bytes"),
+    )
+    others = 4 if take(value, "kvm", bool) else 3
+    if len(fds) != len(rows) + others:
+        raise WireError("descriptors are missing")
+    up, down, status, *rest = fds
+    kvm = rest.pop() if others == 4 else None
+    files = [Grant(fd, mode, size) for fd, (mode, size) in zip(rest, rows, strict=True)]
+    return Order(up, down, files, limits), status, kvm
+
+
+class Spare:
+    """A kvm cell that waits for its order on ``socket``; its guest may have ``memory`` bytes."""
+
+    __slots__ = ("memory", "pid", "socket")
+
+    def __init__(self, pid: int, memory: int, order: socket.socket) -> None:
+        self.pid = pid
+        self.memory = memory
+        self.socket = order
+
+    def give(self, message: bytes, fds: list[int]) -> bool:
+        """Hand over an order; tell whether it arrived."""
+        try:
+            socket.send_fds(self.socket, [message], fds, socket.MSG_NOSIGNAL)
+            return True
+        except OSError:
+            return False
+
+
 class Server:
     """Cells that run, by process number, each with the socket that its caller ends it with and is told its end by."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._cells: dict[int, socket.socket] = {}
+        self._spare: Spare | None = None
+        #: What the next spare is made of: the device, and the memory of the last cell. No device, no spare.
+        self._kvm = -1
+        self._memory = 0
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -65,7 +121,9 @@ class Server:
         """Serve until nobody holds the other end of the control socket."""
         going = True
         while going:
-            ready = {fd for fd, _ in self._poll.poll()}
+            ready = {fd for fd, _ in self._poll.poll(_IDLE_SECONDS * 1000 if self._spare else None)}
+            if not ready:
+                self._drop_spare()
             # Orders come last: they bring new descriptors, which must not be taken for those polled.
             for pid, status in list(self._cells.items()):
                 if status.fileno() in ready:
@@ -75,6 +133,9 @@ class Server:
                 self._reap()
             if self._control.fileno() in ready:
                 going = self._take_order()
+            elif not self._cells and not self._spare and self._kvm >= 0 and ready:
+                self._make_spare()
+        self._drop_spare()
         for pid in self._cells:
             os.kill(pid, signal.SIGKILL)
 
@@ -97,17 +158,22 @@ class Server:
                 except OSError:
                     pass
                 status.close()
+        if self._spare is not None and os.waitpid(self._spare.pid, os.WNOHANG)[0]:
+            # Nobody orders from one that died by itself, and no other is made before the next order.
+            self._spare.socket.close()
+            self._spare = None
+            self._forget_kvm()
 
     def _take_order(self) -> bool:
         """Carry out one order; tell whether there may be more."""
         try:
-            message, fds, _flags, _address = socket.recv_fds(self._control, MESSAGE_BYTES, MAX_FILES + 3)
+            message, fds, _flags, _address = socket.recv_fds(self._control, MESSAGE_BYTES, MAX_FILES + 4)
         except ConnectionError:
             return False
         if not message:
             return False
         try:
-            self._fork_cell(decode(message), fds)
+            self._start_cell(message, fds)
         except (WireError, ValueError):
             pass  # the caller sees the ends of its pipes close
         except OSError as error:
@@ -117,27 +183,88 @@ class Server:
                 os.close(fd)
         return True
 
-    def _fork_cell(self, order: object, fds: list[int]) -> None:
-        value = order if isinstance(order, dict) else {}
-        rows = take(value, "files", list)
-        limits = Limits(
-            memory=take_size(value, "memory"),
-            cpu_seconds=take_size(value, "cpu_seconds"),
-            file_bytes=take_size(value, "file_bytes"),
-        )
-        up, down, status_fd, *rest = fds
-        if len(rest) != len(rows):
-            raise WireError("descriptors are missing")
-        files = [Grant(fd, mode, size) for fd, (mode, size) in zip(rest, rows, strict=True)]
-        # No handler of the server may run in the cell.
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
+    def _start_cell(self, message: bytes, fds: list[int]) -> None:
+        order, status_fd, kvm = read_order(message, fds)
+        spare = self._spare
+        if kvm is not None and spare is not None and spare.memory == order.limits.memory and spare.give(message, fds):
+            spare.socket.close()
+            self._spare = None
+            pid = spare.pid
+        else:
+            if kvm is not None:
+                import instar.sandbox.kvm.monitor  # noqa: F401 - once here, not in each fork
             server = os.getpid()
-            pid = os.fork()
-            if pid == 0:
-                become_cell(up, down, files, limits, server, namespaces=False)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+            memory = order.limits.memory
+            pid = _fork(lambda: become_cell(lambda: order, server, kvm=kvm, memory=memory, namespaces=False))
         status = socket.socket(fileno=os.dup(status_fd))
         self._cells[pid] = status
         self._poll.register(status, select.POLLIN)
+        if kvm is not None:
+            self._forget_kvm()
+            self._kvm, self._memory = os.dup(kvm), order.limits.memory
+            if self._spare is not None and self._spare.memory != self._memory:
+                self._end_spare()
+
+    def _forget_kvm(self) -> None:
+        if self._kvm >= 0:
+            os.close(self._kvm)
+            self._kvm = -1
+
+    def _make_spare(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        server, kvm, memory = os.getpid(), self._kvm, self._memory
+        try:
+            pid = _fork(lambda: _become_spare(theirs.fileno(), kvm, memory, server))
+        except OSError:
+            ours.close()
+            self._forget_kvm()  # no spares for now; the next order tries again
+            return
+        finally:
+            theirs.close()
+        self._spare = Spare(pid, memory, ours)
+
+    def _drop_spare(self) -> None:
+        """End the spare; no other is made before the next order."""
+        self._forget_kvm()
+        self._end_spare()
+
+    def _end_spare(self) -> None:
+        if self._spare is not None:
+            self._spare.socket.close()
+            os.kill(self._spare.pid, signal.SIGKILL)
+            os.waitpid(self._spare.pid, 0)
+            self._spare = None
+
+
+def _fork(child: Callable[[], NoReturn]) -> int:
+    """Fork a process that no handler of this one runs in, and return its number.
+
+    Raises:
+        OSError: as the system says.
+    """
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pid = os.fork()
+        if pid == 0:
+            child()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    return pid
+
+
+def _become_spare(order_fd: int, kvm: int, memory: int, server: int) -> NoReturn:
+    """Be a spare: make the machine, wait for the order, become its cell. Ends with the server."""
+    try:
+        # Nothing of the server's may stay open here: who waits for a socket of its to close would wait for the spare.
+        arrange_descriptors(order_fd, kvm, ())
+        orders = socket.socket(fileno=FD_UP)
+
+        def take_order() -> Order:
+            message, fds, _flags, _address = socket.recv_fds(orders, MESSAGE_BYTES, MAX_FILES + 4)
+            if not message:
+                os._exit(0)
+            return read_order(message, fds)[0]
+
+        become_cell(take_order, server, kvm=FD_DOWN, memory=memory, spare=True, namespaces=False)
+    finally:
+        os._exit(CODE_FAULT)

@@ -89,8 +89,8 @@ class Served:
         _running.discard(self)
 
 
-def start_cell(files: Sequence[Grant], limits: Limits) -> Served:
-    """Order one cell.
+def start_cell(files: Sequence[Grant], limits: Limits, kvm: int | None = None) -> Served:
+    """Order one cell; with ``kvm``, a descriptor of the device, one in a virtual machine.
 
     Raises:
         SandboxError: ``unavailable``.
@@ -101,7 +101,9 @@ def start_cell(files: Sequence[Grant], limits: Limits) -> Served:
         "files": [[g.mode, g.size] for g in files],
         "memory": limits.memory,
         "cpu_seconds": limits.cpu_seconds,
+        "wall_milliseconds": int(limits.wall_seconds * 1000),
         "file_bytes": limits.file_bytes,
+        "kvm": kvm is not None,
     }
     fds: list[int] = []
     theirs = None
@@ -111,7 +113,8 @@ def start_cell(files: Sequence[Grant], limits: Limits) -> Served:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         up_read, up_write, down_read, down_write = fds
         os.set_blocking(down_write, False)
-        _send(encode(order), [up_write, down_read, theirs.fileno(), *(g.fd for g in files)])
+        others = () if kvm is None else (kvm,)
+        _send(encode(order), [up_write, down_read, theirs.fileno(), *(g.fd for g in files), *others])
     except (OSError, SandboxError) as error:
         for fd in fds:
             os.close(fd)

@@ -1,4 +1,4 @@
-"""System calls by number, for what Python has no function: sealing needs half a dozen.
+"""System calls by number, for what Python has no function: sealing needs half a dozen, a machine's monitor some more.
 
 Law: cheap to import. ``ctypes`` costs 3 to 8 ms, as much as starting and sealing a cell, so the C module below it
 is used, by its few names that have been the same since Python 2.5; should they change, ``ctypes`` takes over.
@@ -14,8 +14,22 @@ if TYPE_CHECKING:
 
 #: Call numbers by machine (linux/arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h).
 NUMBERS = {
-    "x86_64": {"prctl": 157, "capset": 126, "unshare": 272},
-    "aarch64": {"prctl": 167, "capset": 91, "unshare": 97},
+    "x86_64": {
+        "prctl": 157,
+        "capset": 126,
+        "unshare": 272,
+        "mmap": 9,
+        "munmap": 11,
+        # The rest is for the monitor of a kvm cell, which there is on this machine only.
+        "read": 0,
+        "write": 1,
+        "pread64": 17,
+        "pwrite64": 18,
+        "madvise": 28,
+        "arch_prctl": 158,
+        "process_vm_writev": 311,
+    },
+    "aarch64": {"prctl": 167, "capset": 91, "unshare": 97, "mmap": 222, "munmap": 215},
 }
 #: These are the same on every architecture.
 _COMMON = {"close_range": 436, "landlock_create_ruleset": 444, "landlock_restrict_self": 446}
@@ -76,7 +90,16 @@ def syscall(name: str, *arguments: int | bytes | None) -> int:
     Raises:
         KeyError: the call's number is not known on this machine.
     """
-    return _call(_numbers[name], *arguments)
+    return _call(number_of(name), *arguments)
+
+
+def number_of(name: str) -> int:
+    """Return a system call's number on this machine.
+
+    Raises:
+        KeyError: it is not known.
+    """
+    return _numbers[name]
 
 
 def address_of(data: bytes) -> int:
