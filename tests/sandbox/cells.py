@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from instar.sandbox.cell import Grant, Limits
+from instar.sandbox.inline import InlineCell
 from instar.sandbox.process.cell import ProcessCell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from instar.core.errors import SandboxError
     from instar.core.wire import Wire
+    from instar.sandbox.cell import Cell
     from instar.sandbox.files import GrantedFile
 
     Ask = Callable[[Wire], Wire]
@@ -32,23 +35,48 @@ def syscall(number: int, *arguments: int) -> int:
     return int(libc.syscall(ctypes.c_long(number), *(ctypes.c_long(a) for a in arguments)))
 
 
+def raw(number: int, *arguments: int) -> int:
+    """Make a system call and return what the kernel gave: 0 or more, or the negative ``errno``."""
+    result = syscall(number, *arguments)
+    return -ctypes.get_errno() if result == -1 else result
+
+
 def serve_nothing(request: Wire) -> Wire:
     raise AssertionError(f"the cell asked for {request!r}")
+
+
+def make_cell(kind: str, guest: Guest) -> Cell:
+    """Return a cell of a kind, forked from here, for a guest."""
+    if kind == "none":
+        return InlineCell(accept_no_isolation=True, guest=guest)
+    if kind == "kvm":
+        from instar.sandbox.kvm.cell import KvmCell
+
+        return KvmCell(direct=True, guest=guest)
+    return ProcessCell(direct=True, guest=guest)
 
 
 def run_guest(
     guest: Guest,
     files: Sequence[Grant] = (),
     *,
+    kind: str = "process",
     job: bytes = b"job",
     serve: Callable[[Wire], Wire] = serve_nothing,
     rules: tuple[object, ...] | None = None,
     **limits: float,
 ) -> bytes:
-    """Run a guest in a process cell forked from here."""
-    chosen = {} if rules is None else {"rules": rules}
-    cell = ProcessCell(direct=True, guest=guest, **chosen)  # type: ignore[arg-type]
+    """Run a guest in a cell forked from here. ``rules`` are for process cells."""
+    cell = make_cell(kind, guest) if rules is None else ProcessCell(direct=True, guest=guest, rules=rules)  # type: ignore[arg-type]
     return cell.run(job, list(files), Limits(**{"wall_seconds": 20, "file_bytes": 1 << 20, **limits}), serve)  # type: ignore[arg-type]
+
+
+def sentence(error: SandboxError, kind: str) -> str:
+    """Return what is said of a death by every kind of cell, which for a process names a signal as well.
+
+    A machine's guest dies of no signal. If one is named, its monitor did.
+    """
+    return error.detail.partition(" (SIG")[0] if kind == "process" else error.detail
 
 
 def has_children() -> bool:

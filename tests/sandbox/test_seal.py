@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.sandbox.backends import KINDS, needs_kvm
 from tests.sandbox.cells import SOURCE, children, open_fds, run_guest, status_of, wait_until
 
 from instar.core.errors import SandboxError
-from instar.sandbox import posix
+from instar.sandbox import kernel, posix
 from instar.sandbox.cell import Grant
-from instar.sandbox.process import kernel, seal
+from instar.sandbox.process import seal
 from instar.sandbox.process.policy import RULES, Rule
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ def _ask(job: bytes, files: list[GrantedFile], ask: Ask) -> bytes:
     return b"done"
 
 
-def look(see: Callable[[int], object], files: list[Grant] | None = None, **limits: float) -> object:
+def look(
+    see: Callable[[int], object], files: list[Grant] | None = None, kind: str = "process", **limits: float
+) -> object:
     """Look at a sealed cell that waits for an answer."""
     seen: list[object] = []
 
@@ -44,32 +47,35 @@ def look(see: Callable[[int], object], files: list[Grant] | None = None, **limit
         seen.append(see(pid))
         return None
 
-    assert run_guest(_ask, files or [], serve=serve, **limits) == b"done"
+    assert run_guest(_ask, files or [], kind=kind, serve=serve, **limits) == b"done"
     return seen[0]
 
 
 class TestCell:
-    def test_has_no_capability_and_can_gain_none(self) -> None:
-        status = look(status_of)
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_has_no_capability_and_can_gain_none(self, kind: str) -> None:
+        status = look(status_of, kind=kind)
         assert isinstance(status, dict)
         for name in ("CapEff", "CapPrm", "CapInh", "CapAmb"):
             assert int(status[name], 16) == 0, name
         assert status["NoNewPrivs"] == "1"
         assert status["Seccomp"] == "2"
 
-    def test_has_no_capability_where_namespaces_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_has_no_capability_where_namespaces_are_refused(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(seal, "leave_namespaces", lambda: False)
-        status = look(status_of)
+        status = look(status_of, kind=kind)
         assert isinstance(status, dict)
         assert int(status["CapEff"], 16) == 0
 
-    def test_is_in_namespaces_of_its_own(self) -> None:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_is_in_namespaces_of_its_own(self, kind: str) -> None:
         probe = os.fork()
         if probe == 0:
             os._exit(0 if seal.leave_namespaces() else 1)
         if os.waitstatus_to_exitcode(os.waitpid(probe, 0)[1]) != 0:
             pytest.skip("this kernel or container refuses new namespaces")
-        spaces = look(lambda pid: {n: os.readlink(f"/proc/{pid}/ns/{n}") for n in ("user", "net", "ipc")})
+        spaces = look(lambda pid: {n: os.readlink(f"/proc/{pid}/ns/{n}") for n in ("user", "net", "ipc")}, kind=kind)
         assert isinstance(spaces, dict)
         for name, link in spaces.items():
             assert link != os.readlink(f"/proc/self/ns/{name}")
@@ -94,7 +100,8 @@ class TestCell:
         assert seen[3] != seen[4]
 
     @pytest.mark.parametrize("up", [3, 4, 5, 6])
-    def test_finds_its_files_wherever_descriptors_were(self, up: int, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_finds_its_files_wherever_descriptors_were(self, kind: str, up: int, tmp_path: Path) -> None:
         """Each number that a cell uses is taken by another file beforehand, in a process of its own."""
         program = f"""
 import os, sys
@@ -108,7 +115,8 @@ for n in range(4):
     fds.append(fd)
 for n, number in enumerate([{up}, 3, 4, 5]):
     if number not in fds: os.dup2(fds[n], number); fds[n] = number
-print(run_guest(lambda job, files, ask: b"".join(f.read(0, 1) for f in files), [Grant(fd, "r", 1) for fd in fds]))
+grants = [Grant(fd, "r", 1) for fd in fds]
+print(run_guest(lambda job, files, ask: b"".join(f.read(0, 1) for f in files), grants, kind={kind!r}))
 """
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert done.stdout.startswith("b'"), done.stderr
@@ -126,6 +134,23 @@ print(run_guest(lambda job, files, ask: b"".join(f.read(0, 1) for f in files), [
         assert all(seen[n] == (0, 0) for n in ("CORE", "NPROC", "MEMLOCK", "NOFILE"))
         assert abs(seen["AS"][0] - seen["size"][0] - (100 << 20)) < 8 << 20
 
+    @needs_kvm
+    def test_has_as_a_monitor_limits_that_come_after_those_of_its_guest(self) -> None:
+        """Its guest's memory is there before it is sealed; its guest's time it watches itself, and can say more."""
+
+        def see(pid: int) -> dict[str, tuple[int, int]]:
+            names = ("AS", "CPU", "FSIZE", "CORE", "MEMLOCK", "NOFILE")
+            limits = {n: resource.prlimit(pid, getattr(resource, f"RLIMIT_{n}")) for n in names}
+            return {**limits, "size": (int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * 4096, 0)}
+
+        seen = look(see, kind="kvm", memory=100 << 20, cpu_seconds=7, file_bytes=12345)
+        assert isinstance(seen, dict)
+        assert seen["CPU"] == (8, 9)
+        assert seen["FSIZE"] == (12345, 12345)
+        assert all(seen[n] == (0, 0) for n in ("CORE", "MEMLOCK", "NOFILE"))
+        assert seen["size"][0] > 100 << 20
+        assert seen["AS"][0] - seen["size"][0] <= 64 << 20
+
     def test_cannot_be_debugged_or_dumped_by_other_processes_of_its_user(self) -> None:
         # A process that is not dumpable has its /proc files owned by root whoever runs it.
         program = f"""
@@ -142,31 +167,35 @@ run_guest(guest, serve=serve)
         done = _as_nobody(program)
         assert done.stdout == "0\n", done.stderr
 
-    def test_blocks_all_signals_but_the_one_that_says_it_used_too_much_time(self) -> None:
-        status = look(status_of)
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_blocks_all_signals_but_the_one_that_says_it_used_too_much_time(self, kind: str) -> None:
+        status = look(status_of, kind=kind)
         assert isinstance(status, dict)
         blocked = int(status["SigBlk"], 16)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGCHLD):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
             assert blocked >> (number - 1) & 1, number
         assert not blocked >> (signal.SIGXCPU - 1) & 1
         assert not int(status["SigCgt"], 16) >> (signal.SIGXCPU - 1) & 1
 
-    def test_outlives_the_signals_that_a_terminal_sends_to_all(self) -> None:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_outlives_the_signals_that_a_terminal_sends_to_all(self, kind: str) -> None:
         def see(pid: int) -> None:
             for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGWINCH, signal.SIGTSTP):
                 os.kill(pid, number)
 
-        look(see)
+        look(see, kind=kind)
 
-    def test_goes_on_after_being_stopped(self) -> None:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_goes_on_after_being_stopped(self, kind: str) -> None:
         def see(pid: int) -> None:
             os.kill(pid, signal.SIGSTOP)
             assert wait_until(lambda: status_of(pid)["State"][0] == "T")
             os.kill(pid, signal.SIGCONT)
 
-        look(see)
+        look(see, kind=kind)
 
-    def test_runs_no_finaliser_of_the_program_it_was_forked_from(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_runs_no_finaliser_of_the_program_it_was_forked_from(self, kind: str, tmp_path: Path) -> None:
         class Knot:
             def __init__(self) -> None:
                 self.itself = self
@@ -177,11 +206,13 @@ run_guest(guest, serve=serve)
         gc.disable()
         try:
             Knot()
-            assert run_guest(lambda job, files, ask: b"%d" % gc.collect())
+            assert run_guest(lambda job, files, ask: b"%d" % gc.collect(), kind=kind)
         finally:
             gc.enable()
+            gc.collect()  # while the folder is there
 
-    def test_runs_no_signal_handler_of_the_program_it_was_forked_from(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_runs_no_signal_handler_of_the_program_it_was_forked_from(self, kind: str, tmp_path: Path) -> None:
         marks = tmp_path / "marks"
 
         def handler(number: int, frame: object) -> None:
@@ -192,7 +223,7 @@ run_guest(guest, serve=serve)
         signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
         try:
             for _ in range(30):
-                assert run_guest(lambda job, files, ask: b"x") == b"x"
+                assert run_guest(lambda job, files, ask: b"x", kind=kind) == b"x"
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, old)
@@ -223,38 +254,41 @@ class TestLandlock:
 
 
 class TestSealing:
-    def test_never_lets_a_guest_run_if_a_step_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_never_lets_a_guest_run_if_a_step_fails(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(program: object) -> None:
             raise seal.SealError("seccomp: not today")
 
         monkeypatch.setattr(seal, "seccomp", refuse)
         with pytest.raises(SandboxError, match="not today") as caught:
-            run_guest(lambda job, files, ask: b"it ran")
+            run_guest(lambda job, files, ask: b"it ran", kind=kind)
         assert caught.value.kind == "unavailable"
 
+    @pytest.mark.parametrize("kind", KINDS)
     def test_does_not_write_its_failure_into_a_granted_file(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+        self, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        def refuse(limits: object) -> None:
+        def refuse(*_: object, **__: object) -> None:
             raise OSError(1, "no limits here")
 
         monkeypatch.setattr(seal, "limit_resources", refuse)
         fds = [os.open(tmp_path / str(n), os.O_RDWR | os.O_CREAT) for n in range(40)]
         try:
             with pytest.raises(SandboxError, match="no limits here"):
-                run_guest(lambda job, files, ask: b"", [Grant(fd, "rw", 0) for fd in fds])
+                run_guest(lambda job, files, ask: b"", [Grant(fd, "rw", 0) for fd in fds], kind=kind)
         finally:
             for fd in fds:
                 os.close(fd)
         assert all(path.read_bytes() == b"" for path in tmp_path.iterdir())
 
-    def test_a_guest_cannot_claim_that_it_was_never_sealed(self) -> None:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_guest_cannot_claim_that_it_was_never_sealed(self, kind: str) -> None:
         def guest(job: bytes, files: list[GrantedFile], ask: Ask) -> bytes:
             os.write(3, b"\x05\0\0\0Xhello")
             return b""
 
         with pytest.raises(SandboxError) as caught:
-            run_guest(guest)
+            run_guest(guest, kind=kind)
         assert caught.value.kind == "protocol"
 
     def test_works_for_an_ordinary_user(self) -> None:
@@ -337,10 +371,11 @@ os.write(fd, repr((fd >= 3, read >= 3, write >= 3, os.get_inheritable(read))).en
         assert got == [signal.SIGUSR1]
         signal.signal(signal.SIGUSR1, old)
 
-    def test_leaks_no_descriptor(self) -> None:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_leaks_no_descriptor(self, kind: str) -> None:
         before = open_fds()
         for _ in range(20):
-            run_guest(lambda job, files, ask: b"")
+            run_guest(lambda job, files, ask: b"", kind=kind)
         assert open_fds() == before
 
 

@@ -5,68 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from tests.sandbox.cells import SOURCE
-
-#: What each program below begins with.
-_BEGIN = f"""
-import os, signal, sys, threading, time
-sys.path[:0] = {[str(SOURCE), str(SOURCE.parent)]!r}
-import instar
-from instar.core.errors import SandboxError
-from instar.core.wire import encode
-from instar.sandbox.cell import Grant, Limits
-from instar.sandbox.process import server
-from instar.sandbox.process.cell import ProcessCell
-from instar.sandbox.process.channel import converse
-from tests.sandbox.cells import children, has_children, is_alive, libc, open_fds, wait_until
-
-HERE = sys.argv[1]
-IMAGE = os.path.join(HERE, "disk.qcow2")
-
-def read(path):
-    with open(path, "rb") as file:
-        return file.read()
-
-def make():
-    instar.create(IMAGE, "64M", format="qcow2")
-
-def server_pid():
-    # A detached process becomes a child of whoever says that it adopts them.
-    for pid in children():
-        if is_alive(pid) and b"instar.sandbox.process.serve" in read(f"/proc/{{pid}}/cmdline"):
-            return pid
-    return 0
-
-def one_cell():
-    # An order is carried out some moments after it was given.
-    wait_until(lambda: children(server_pid()))
-    (pid,) = children(server_pid())
-    return pid
-
-def adopt():
-    assert libc.prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER
-"""
-
-
-def run(program: str, folder: Path, *, python: str = sys.executable, **options: object) -> str:
-    """Run a program to its end and return what it printed; its standard error must stay empty."""
-    adopt = "adopt()\n" if "server_pid" in program or "one_cell" in program else ""
-    done = subprocess.run(  # type: ignore[call-overload]
-        [python, "-W", "error", "-c", _BEGIN + adopt + program, str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        **options,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return str(done.stdout)
-
+from tests.sandbox.backends import KINDS
+from tests.sandbox.programs import run
 
 PYTHONS = [f"3.{minor}" for minor in (11, 12, 13, 14)]
 
@@ -86,11 +29,11 @@ make()
 before = None
 wrong = []
 def work(n):
-    for k in range(20):
+    for k in range(20 if KIND == "process" else 6):
         path = f"{HERE}/{n}.qcow2"
         if k % 5 == 0:
-            instar.create(path, f"{n + 1}M", format="qcow2")
-        if instar.info(path).virtual_size != (n + 1) << 20:
+            create(path, f"{n + 1}M")
+        if size_of(path) != (n + 1) << 20:
             wrong.append((n, k))
 threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
 for t in threads: t.start()
@@ -99,56 +42,58 @@ print(wrong, has_children())
 """
 
 
+@pytest.mark.parametrize("kind", KINDS)
 class TestThreads:
     @pytest.mark.parametrize("version", PYTHONS)
-    def test_eight_of_them_make_twenty_calls_each(self, version: str, tmp_path: Path) -> None:
-        assert run(_THREADS, tmp_path, python=find_python(version)) == "[] False\n"
+    def test_eight_of_them_make_twenty_calls_each(self, version: str, kind: str, tmp_path: Path) -> None:
+        assert run(_THREADS, tmp_path, kind, python=find_python(version)) == "[] False\n"
 
-    def test_of_which_many_come_first(self, tmp_path: Path) -> None:
+    def test_of_which_many_come_first(self, kind: str, tmp_path: Path) -> None:
         program = """
 found = []
 gate = threading.Barrier(8)
 def work():
     gate.wait()
-    found.append(instar.create(f"{HERE}/{threading.get_ident()}", "1M", format="qcow2"))
+    found.append(create(f"{HERE}/{threading.get_ident()}", "1M"))
 threads = [threading.Thread(target=work) for _ in range(8)]
 for t in threads: t.start()
 for t in threads: t.join()
 print(len(found), children() == [server_pid()])
 """
-        assert run(program, tmp_path) == "8 True\n"
+        assert run(program, tmp_path, kind) == "8 True\n"
 
 
+@pytest.mark.parametrize("kind", KINDS)
 class TestLimits:
-    def test_works_within_a_gibibyte_and_thirty_seconds(self, tmp_path: Path) -> None:
+    def test_works_within_a_gibibyte_and_thirty_seconds(self, kind: str, tmp_path: Path) -> None:
         program = """
 import resource
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 resource.setrlimit(resource.RLIMIT_CPU, (30, 30))
 make()
-print(instar.info(IMAGE).virtual_size, instar.check(IMAGE).clean)
+print(size_of(IMAGE), instar.check(IMAGE, isolation=Isolation(KIND)).clean)
 """
-        assert run(program, tmp_path) == f"{64 << 20} True\n"
+        assert run(program, tmp_path, kind) == f"{64 << 20} True\n"
 
-    def test_a_cell_that_takes_too_long_is_dead_when_the_caller_is_told(self, tmp_path: Path) -> None:
+    def test_a_cell_that_takes_too_long_is_dead_when_the_caller_is_told(self, kind: str, tmp_path: Path) -> None:
         program = """
 server.ensure_server()
 before = open_fds()
 limits = Limits(wall_seconds=0.3)
-running = server.start_cell([], limits)
+running = start((), limits)
 cell = one_cell()
 os.kill(cell, signal.SIGSTOP)
 try:
     converse(running, b"", limits, None)
 except SandboxError as error:
-    print(error.kind, is_alive(cell), children(server_pid()), open_fds() == before)
+    print(error.kind, is_alive(cell), cell in children(server_pid()), open_fds() == before)
 """
-        assert run(program, tmp_path) == "limit False [] True\n"
+        assert run(program, tmp_path, kind) == "limit False False True\n"
 
-    def test_a_cell_that_is_killed_is_named(self, tmp_path: Path) -> None:
+    def test_a_cell_that_is_killed_is_named(self, kind: str, tmp_path: Path) -> None:
         program = """
 server.ensure_server()
-running = server.start_cell([], Limits())
+running = start()
 cell = one_cell()
 os.kill(cell, signal.SIGSEGV); os.kill(cell, signal.SIGKILL)
 try:
@@ -156,53 +101,54 @@ try:
 except SandboxError as error:
     print(error)
 """
-        assert "killed from outside" in run(program, tmp_path)
+        assert "killed from outside" in run(program, tmp_path, kind)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 class TestDescriptors:
-    def test_none_leaks_in_fifty_calls_and_as_many_failures(self, tmp_path: Path) -> None:
+    def test_none_leaks_in_fifty_calls_and_as_many_failures(self, kind: str, tmp_path: Path) -> None:
         program = """
 make()
 with open(HERE + "/bad", "wb") as file:
     file.write(b"QFI\\xfb" + b"\\xff" * 500)
 before = open_fds()
 for _ in range(50):
-    instar.info(IMAGE)
+    size_of(IMAGE)
     try:
-        instar.info(HERE + "/bad")
+        size_of(HERE + "/bad")
         print("no error")
     except instar.ImageError:
         pass
 print(open_fds() == before, len(os.listdir(f"/proc/{server_pid()}/fd")) < 10)
 """
-        assert run(program, tmp_path) == "True True\n"
+        assert run(program, tmp_path, kind) == "True True\n"
 
     @pytest.mark.parametrize("which", [(0,), (1,), (2,), (0, 1), (0, 1, 2)])
-    def test_the_standard_ones_may_be_closed(self, which: tuple[int, ...], tmp_path: Path) -> None:
+    def test_the_standard_ones_may_be_closed(self, which: tuple[int, ...], kind: str, tmp_path: Path) -> None:
         program = f"""
 for fd in {which!r}:
     os.close(fd)
 make()
-size = instar.info(IMAGE).virtual_size
+size = size_of(IMAGE)
 with open(HERE + "/said", "w") as file:
     file.write(repr(size))
 os._exit(0)
 """
-        run(program, tmp_path)
+        run(program, tmp_path, kind)
         assert (tmp_path / "said").read_text() == str(64 << 20)
 
-    def test_the_standard_ones_may_be_redirected_between_calls(self, tmp_path: Path) -> None:
+    def test_the_standard_ones_may_be_redirected_between_calls(self, kind: str, tmp_path: Path) -> None:
         program = """
 make()
 for fd in (0, 1, 2):
     os.dup2(os.open(HERE + f"/{fd}", os.O_RDWR | os.O_CREAT), fd)
-size = instar.info(IMAGE).virtual_size
+size = size_of(IMAGE)
 print(size, flush=True)
 """
-        run(program, tmp_path)
+        run(program, tmp_path, kind)
         assert (tmp_path / "1").read_text() == f"{64 << 20}\n"
 
-    def test_those_that_others_inherit_do_not_reach_the_server(self, tmp_path: Path) -> None:
+    def test_those_that_others_inherit_do_not_reach_the_server(self, kind: str, tmp_path: Path) -> None:
         program = """
 read, write = os.pipe()
 os.set_inheritable(write, True)
@@ -210,35 +156,39 @@ server.ensure_server()
 os.close(write)
 print(os.read(read, 1))
 """
-        assert run(program, tmp_path) == "b''\n"
+        assert run(program, tmp_path, kind) == "b''\n"
 
-    def test_two_hundred_files_can_be_granted(self, tmp_path: Path) -> None:
+    def test_two_hundred_files_can_be_granted(self, kind: str, tmp_path: Path) -> None:
         program = """
 fds = [os.open(HERE, os.O_RDONLY) for _ in range(200)]
-running = server.start_cell([Grant(fd, "r", 0) for fd in fds], Limits())
+files = [Grant(fd, "r", 0) for fd in fds]
+running = start(files)
 job = encode({"op": "info", "args": {"format": "no such", "major": 7, "minor": 2, "parts": []}})
-print(b"no format" in converse(running, job, Limits(), None))
+print(b"no format" in converse(running, job, Limits(), None, files))
 """
-        assert run(program, tmp_path) == "True\n"
+        assert run(program, tmp_path, kind) == "True\n"
 
 
+@pytest.mark.parametrize("kind", KINDS)
 class TestForks:
-    def test_a_child_of_the_caller_can_go_on(self, tmp_path: Path) -> None:
+    def test_a_child_of_the_caller_can_go_on(self, kind: str, tmp_path: Path) -> None:
         program = """
 make()
 pids = []
 for n in range(4):
     pid = os.fork()
     if pid == 0:
-        ok = all(instar.info(IMAGE).virtual_size == 64 << 20 for _ in range(10))
+        ok = all(size_of(IMAGE) == 64 << 20 for _ in range(10))
         os._exit(0 if ok else 1)
     pids.append(pid)
-ok = all(instar.info(IMAGE).virtual_size == 64 << 20 for _ in range(10))
+ok = all(size_of(IMAGE) == 64 << 20 for _ in range(10))
 print(ok, [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids])
 """
-        assert run(program, tmp_path) == "True [0, 0, 0, 0]\n"
+        assert run(program, tmp_path, kind) == "True [0, 0, 0, 0]\n"
 
-    def test_a_child_that_was_forked_while_another_thread_held_the_lock_can_go_on(self, tmp_path: Path) -> None:
+    def test_a_child_that_was_forked_while_another_thread_held_the_lock_can_go_on(
+        self, kind: str, tmp_path: Path
+    ) -> None:
         program = """
 import warnings
 warnings.simplefilter("ignore", DeprecationWarning)
@@ -247,15 +197,15 @@ server._lock.acquire()
 pid = os.fork()
 if pid == 0:
     signal.alarm(20)
-    os._exit(0 if instar.info(IMAGE).virtual_size == 64 << 20 else 1)
+    os._exit(0 if size_of(IMAGE) == 64 << 20 else 1)
 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
-        assert run(program, tmp_path) == "0\n"
+        assert run(program, tmp_path, kind) == "0\n"
 
-    def test_a_child_does_not_keep_a_cell_of_its_parent_alive(self, tmp_path: Path) -> None:
+    def test_a_child_does_not_keep_a_cell_of_its_parent_alive(self, kind: str, tmp_path: Path) -> None:
         program = """
 server.ensure_server()
-running = server.start_cell([], Limits())
+running = start()
 cell = one_cell()
 before = len(open_fds())
 pid = os.fork()
@@ -273,53 +223,56 @@ print(is_alive(cell))
 os.close(write)
 os.waitpid(pid, 0)
 """
-        assert run(program, tmp_path) == "0 True\nFalse\n"
+        assert run(program, tmp_path, kind) == "0 True\nFalse\n"
 
-    def test_children_of_the_caller_are_not_disturbed(self, tmp_path: Path) -> None:
+    def test_children_of_the_caller_are_not_disturbed(self, kind: str, tmp_path: Path) -> None:
         program = """
 seen = []
 server.ensure_server()
 signal.signal(signal.SIGCHLD, lambda *_: seen.append("SIGCHLD"))
 make()
 for _ in range(20):
-    instar.info(IMAGE)
+    size_of(IMAGE)
 print(seen, has_children())
 """
-        assert run(program, tmp_path) == "[] False\n"
+        assert run(program, tmp_path, kind) == "[] False\n"
 
     @pytest.mark.parametrize("handling", ["SIG_IGN", "SIG_DFL"])
-    def test_works_however_the_caller_treats_its_children(self, handling: str, tmp_path: Path) -> None:
+    def test_works_however_the_caller_treats_its_children(self, handling: str, kind: str, tmp_path: Path) -> None:
         program = f"""
 signal.signal(signal.SIGCHLD, signal.{handling})
 make()
-print(instar.info(IMAGE).virtual_size)
+print(size_of(IMAGE))
 """
-        assert run(program, tmp_path) == f"{64 << 20}\n"
+        assert run(program, tmp_path, kind) == f"{64 << 20}\n"
 
-    def test_works_where_every_signal_is_blocked(self, tmp_path: Path) -> None:
+    def test_works_where_every_signal_is_blocked(self, kind: str, tmp_path: Path) -> None:
         program = """
 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 make()
-print(instar.info(IMAGE).virtual_size)
+print(size_of(IMAGE))
 """
-        assert run(program, tmp_path) == f"{64 << 20}\n"
+        assert run(program, tmp_path, kind) == f"{64 << 20}\n"
 
 
+@pytest.mark.parametrize("kind", KINDS)
 class TestEnds:
-    def test_a_server_that_was_killed_is_replaced(self, tmp_path: Path) -> None:
+    def test_a_server_that_was_killed_is_replaced(self, kind: str, tmp_path: Path) -> None:
         program = """
 make()
 first = server_pid()
 os.kill(first, signal.SIGKILL)
 wait_until(lambda: not is_alive(first))
-print(instar.info(IMAGE).virtual_size, server_pid() not in (0, first))
+print(size_of(IMAGE), server_pid() not in (0, first))
 """
-        assert run(program, tmp_path) == f"{64 << 20} True\n"
+        assert run(program, tmp_path, kind) == f"{64 << 20} True\n"
 
-    def test_a_server_that_is_killed_takes_its_cells_along_and_the_caller_is_told(self, tmp_path: Path) -> None:
+    def test_a_server_that_is_killed_takes_its_cells_along_and_the_caller_is_told(
+        self, kind: str, tmp_path: Path
+    ) -> None:
         program = """
 server.ensure_server()
-running = server.start_cell([], Limits())
+running = start()
 cell = one_cell()
 __import__("select").select([running.up], [], [], 20)  # it says that it is sealed, and so bound to its server
 os.kill(cell, signal.SIGSTOP)
@@ -329,7 +282,7 @@ try:
 except SandboxError as error:
     print(error.kind, wait_until(lambda: not is_alive(cell)))
 """
-        assert run(program, tmp_path) in ("died True\n", "unavailable True\n")
+        assert run(program, tmp_path, kind) in ("died True\n", "unavailable True\n")
 
     @pytest.mark.parametrize(
         "how",
@@ -339,7 +292,7 @@ except SandboxError as error:
             "__import__('warnings').simplefilter('ignore'); sys.exit(0)",
         ],
     )
-    def test_server_and_cells_go_when_the_caller_goes(self, how: str, tmp_path: Path) -> None:
+    def test_server_and_cells_go_when_the_caller_goes(self, how: str, kind: str, tmp_path: Path) -> None:
         program = f"""
 pid = os.fork()
 if pid:
@@ -349,14 +302,14 @@ if pid:
     sys.exit(0)
 adopt()
 server.ensure_server()
-running = server.start_cell([], Limits())
+running = start()
 with open(HERE + "/pids", "w") as file:
     print(server_pid(), one_cell(), file=file)
 {how}
 """
-        assert run(program, tmp_path) == "2 True\n"
+        assert run(program, tmp_path, kind) == "2 True\n"
 
-    def test_a_server_that_cannot_start_says_why(self, tmp_path: Path) -> None:
+    def test_a_server_that_cannot_start_says_why(self, kind: str, tmp_path: Path) -> None:
         program = """
 sys.executable = "/bin/false"
 try:
@@ -374,13 +327,13 @@ try:
 except SandboxError as error:
     print(error.kind, error)
 """
-        first, second, third = run(program, tmp_path).splitlines()
+        first, second, third = run(program, tmp_path, kind).splitlines()
         assert first.startswith("unavailable")
         assert "did not start" in first
         assert "single_threaded" in second
         assert "No such file" in third
 
-    def test_a_program_that_was_frozen_into_one_file_is_not_started_again(self, tmp_path: Path) -> None:
+    def test_a_program_that_was_frozen_into_one_file_is_not_started_again(self, kind: str, tmp_path: Path) -> None:
         program = """
 sys.frozen = True
 try:
@@ -388,37 +341,39 @@ try:
 except SandboxError as error:
     print(error.kind)
 """
-        assert run(program, tmp_path) == "unavailable\n"
+        assert run(program, tmp_path, kind) == "unavailable\n"
 
-    def test_an_interrupt_leaves_no_cell_and_no_descriptor(self, tmp_path: Path) -> None:
+    def test_an_interrupt_leaves_no_cell_and_no_descriptor(self, kind: str, tmp_path: Path) -> None:
         program = """
 import random
 make()
 before = open_fds()
+cell = KvmCell(direct=False) if KIND == "kvm" else ProcessCell(direct=False)
 hits = 0
 for _ in range(150):
     try:
         signal.signal(signal.SIGALRM, signal.default_int_handler)
-        signal.setitimer(signal.ITIMER_REAL, random.random() * 0.006)
-        ProcessCell(direct=False).run(encode({"op": "no", "args": {}}), [], Limits(), None)
+        signal.setitimer(signal.ITIMER_REAL, random.random() * (0.006 if KIND == "process" else 0.04))
+        cell.run(encode({"op": "no", "args": {}}), [], Limits(), None)
         signal.signal(signal.SIGALRM, signal.SIG_IGN)
     except KeyboardInterrupt:
         hits += 1
     signal.signal(signal.SIGALRM, signal.SIG_IGN)
-print(hits > 5, len(open_fds()) - len(before) < 4, wait_until(lambda: not children(server_pid())))
+print(hits > 5, len(open_fds()) - len(before) < 4, wait_until(lambda: not count_cells()))
 """
-        assert run(program, tmp_path) == "True True True\n"
+        assert run(program, tmp_path, kind) == "True True True\n"
 
 
+@pytest.mark.parametrize("kind", KINDS)
 class TestSecrets:
-    def test_nothing_of_the_caller_is_in_a_cell(self, tmp_path: Path) -> None:
+    def test_nothing_of_the_caller_is_in_a_cell(self, kind: str, tmp_path: Path) -> None:
         """Environment, command line, working folder, descriptors and memory: a secret is looked for in each."""
         program = """
 secret = "".join(map(chr, (104, 117, 115, 104, 45, 112, 117, 112, 112, 121)))
 os.environ["TOKEN"] = secret
 kept = [secret * 3 for _ in range(1000)]
 os.chdir(HERE)
-running = server.start_cell([], Limits())
+running = start()
 cell = one_cell()
 for pid in (cell, server_pid()):
     data = read(f"/proc/{pid}/environ") + read(f"/proc/{pid}/cmdline")
@@ -435,12 +390,12 @@ for pid in (cell, server_pid()):
     print(len(data) > 1 << 20, secret.encode() in data, HERE.encode() in data)
 running.end()
 """
-        assert run(program, tmp_path) == "True False False\n" * 2
+        assert run(program, tmp_path, kind) == "True False False\n" * 2
 
-    def test_the_environment_of_the_server_holds_only_what_it_needs(self, tmp_path: Path) -> None:
+    def test_the_environment_of_the_server_holds_only_what_it_needs(self, kind: str, tmp_path: Path) -> None:
         program = """
 server.ensure_server()
 print(sorted(read(f"/proc/{server_pid()}/environ").decode().split("\\0")))
 """
         env = {**os.environ, "LD_LIBRARY_PATH": "/nowhere", "SECRET": "x"}
-        assert run(program, tmp_path, env=env) == "['', 'LC_ALL=C.UTF-8', 'LD_LIBRARY_PATH=/nowhere']\n"
+        assert run(program, tmp_path, kind, env=env) == "['', 'LC_ALL=C.UTF-8', 'LD_LIBRARY_PATH=/nowhere']\n"

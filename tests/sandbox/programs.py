@@ -1,0 +1,87 @@
+"""Programs that use the fork server, each in an interpreter of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from tests.sandbox.cells import SOURCE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: What each program begins with. ``KIND`` is the kind of its cells.
+_BEGIN = f"""
+import os, signal, sys, threading, time
+sys.path[:0] = {[str(SOURCE), str(SOURCE.parent)]!r}
+import instar
+from instar.core.errors import SandboxError
+from instar.core.wire import encode
+from instar.sandbox.cell import Grant, Isolation, Limits
+from instar.sandbox.kvm.cell import KvmCell
+from instar.sandbox.process import server
+from instar.sandbox.process.cell import ProcessCell
+from instar.sandbox.process.channel import converse
+from tests.sandbox.cells import children, has_children, is_alive, libc, open_fds, status_of, wait_until
+
+HERE, KIND = sys.argv[1:]
+IMAGE = os.path.join(HERE, "disk.qcow2")
+
+def read(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+def create(path, size):
+    instar.create(path, size, format="qcow2", isolation=Isolation(KIND))
+
+def make():
+    create(IMAGE, "64M")
+
+def size_of(path):
+    return instar.info(path, isolation=Isolation(KIND)).virtual_size
+
+def start(files=(), limits=None, device="/dev/kvm"):
+    kvm = os.open(device, os.O_RDWR | os.O_CLOEXEC) if KIND == "kvm" else None
+    try:
+        return server.start_cell(list(files), limits or Limits(), kvm)
+    finally:
+        if kvm is not None:
+            os.close(kvm)
+
+def server_pid():
+    # A detached process becomes a child of whoever says that it adopts them.
+    for pid in children():
+        if is_alive(pid) and b"instar.sandbox.process.serve" in read(f"/proc/{{pid}}/cmdline"):
+            return pid
+    return 0
+
+def one_cell():
+    # An order is carried out some moments after it was given.
+    wait_until(lambda: children(server_pid()))
+    (pid,) = children(server_pid())
+    return pid
+
+def count_cells():
+    # One kvm cell may wait for the next order; it has not been sealed.
+    return sum(status_of(pid)["Seccomp"] != "0" for pid in children(server_pid()) if is_alive(pid))
+
+def adopt():
+    assert libc.prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER
+"""
+
+
+def run(program: str, folder: Path, kind: str, *, python: str = sys.executable, **options: object) -> str:
+    """Run a program to its end and return what it printed; its standard error must stay empty."""
+    adopt = "adopt()\n" if "server_pid" in program or "one_cell" in program else ""
+    done = subprocess.run(  # type: ignore[call-overload]
+        [python, "-W", "error", "-c", _BEGIN + adopt + program, str(folder), kind],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        **options,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return str(done.stdout)
