@@ -29,7 +29,7 @@ NUMBERS = {
         "arch_prctl": 158,
         "process_vm_writev": 311,
     },
-    "aarch64": {"prctl": 167, "capset": 91, "unshare": 97, "mmap": 222, "munmap": 215},
+    "aarch64": {"prctl": 167, "capset": 91, "unshare": 97, "mmap": 222, "munmap": 215, "process_vm_writev": 271},
 }
 #: These are the same on every architecture.
 _COMMON = {"close_range": 436, "landlock_create_ruleset": 444, "landlock_restrict_self": 446}

@@ -52,6 +52,10 @@ _NAMES = {1: "exception", 3: "hypercall", 4: "debug", 5: "hlt", 7: "irq window",
 _MEMORY_REGION = struct.Struct("=IIQQQ")
 _CPUID_ENTRY = struct.Struct("=7I12x")
 _REGISTERS = struct.Struct("=18Q")
+_ONE = struct.Struct("=Q")
+_TWO = struct.Struct("=2Q")
+#: From the exit's reason on: reason; direction, size, port and count of an access to a port.
+_EXIT = struct.Struct("=I20xBBHI")
 _MOST_CPUID_ENTRIES = 256
 _XCRS_BYTES = 0x188
 #: struct kvm_sregs: 312 bytes; cr2 follows eight segments, two tables and cr0.
@@ -187,14 +191,13 @@ class Vcpu:
         has_xsave: whether it has state that only XSAVE saves (AVX and later); known after ``set_cpuid``.
     """
 
-    __slots__ = ("_page", "_special", "fd", "has_xsave", "shared")
+    __slots__ = ("_page", "fd", "has_xsave", "shared")
 
     def __init__(self, fd: int, length: int) -> None:
         self.fd = fd
         address = map_shared(fd, length)
         self.shared = (address, address + length)
         self._page = view_at(address, _SREGS + SREGS_BYTES, writable=True)
-        self._special = b""
         self.has_xsave = False
         struct.pack_into("=Q", self._page, _VALID_REGS, _SYNC_REGS)
 
@@ -224,15 +227,22 @@ class Vcpu:
         if done != len(values):
             raise OSError(22, f"KVM set {done} of {len(values)} registers")
 
-    def set_special(self, special: bytes) -> None:
-        """Say with which ``struct kvm_sregs`` the processor starts, and is put back to at each ``resume``."""
-        self._special = special
+    def set_registers(self, general: tuple[int, ...], special: bytes) -> None:
+        """Set all registers for the first run: in the order of ``Registers.ORDER``, and a ``struct kvm_sregs``."""
+        _REGISTERS.pack_into(self._page, _REGS, *general)
+        self._page[_SREGS : _SREGS + SREGS_BYTES] = special
+        _ONE.pack_into(self._page, _DIRTY_REGS, _SYNC_REGS | _SYNC_SREGS)
 
-    def set_registers(self, values: tuple[int, ...]) -> None:
-        """Set the general registers, in the order of ``Registers.ORDER``, and the special ones to what was said."""
-        _REGISTERS.pack_into(self._page, _REGS, *values)
-        self._page[_SREGS : _SREGS + SREGS_BYTES] = self._special
-        struct.pack_into("=Q", self._page, _DIRTY_REGS, _SYNC_REGS | _SYNC_SREGS)
+    def resume(self, rax: int, rip: int, rflags: int) -> None:
+        """Set three registers for the next run, and the special ones to what they were for the first.
+
+        All others are as the guest left them. The special ones are not: a system call has put the processor into
+        kernel mode, save on paravirtual KVM.
+        """
+        page = self._page
+        _ONE.pack_into(page, _REGS, rax)
+        _TWO.pack_into(page, _REGS + 16 * 8, rip, rflags)  # the last two
+        _ONE.pack_into(page, _DIRTY_REGS, _SYNC_REGS | _SYNC_SREGS)
 
     def registers(self) -> Registers:
         """Return the general registers as of the last exit."""
@@ -251,9 +261,8 @@ class Vcpu:
             return Interrupted()
         except OSError as error:
             return Broken(f"KVM_RUN: {error.strerror}")
-        reason = struct.unpack_from("=I", self._page, _EXIT_REASON)[0]
+        reason, direction, size, port, count = _EXIT.unpack_from(self._page, _EXIT_REASON)
         if reason == _EXIT_IO:
-            direction, size, port, count = struct.unpack_from("=BBHI", self._page, _EXIT_DATA)
             return PortAccess(port, out=direction == 1, size=size, count=count)
         if reason == _EXIT_SHUTDOWN:
             return Shutdown()
@@ -266,4 +275,4 @@ class Vcpu:
         return Broken(_NAMES.get(reason, f"exit {reason}"))
 
     def _number(self, offset: int) -> int:
-        return int(struct.unpack_from("=Q", self._page, offset)[0])
+        return int(_ONE.unpack_from(self._page, offset)[0])

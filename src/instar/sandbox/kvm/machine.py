@@ -15,7 +15,7 @@ from instar.sandbox.kvm.device import Broken, Exit, Interrupted, Kvm, PortAccess
 from instar.sandbox.kvm.layout import DESCRIPTORS, PHOTO, STUB, ZEROS, Block, Layout, own_bytes, pool_bytes
 from instar.sandbox.kvm.memory import EXECUTE, HUGE, PAGE, READ, USER_END, WRITE, GuestMemory
 from instar.sandbox.kvm.native import new_memory, symbol, view_at
-from instar.sandbox.kvm.photo import PhotoError, read_file, take_photo
+from instar.sandbox.kvm.photo import MOST_SHORT_ONES, PhotoError, read_file, take_photo
 from instar.sandbox.kvm.tables import PageTables
 
 TYPE_CHECKING = False
@@ -69,7 +69,7 @@ class Machine:
     def _take_photo(self, memory: int) -> Layout:
         sizes = read_file("/proc/self/statm").split()
         mapped, writable = int(sizes[0]) * PAGE, int(sizes[5]) * PAGE
-        room = writable + _SLACK
+        room = writable + MOST_SHORT_ONES + _SLACK
         if room > _MOST_COPIED:
             raise PhotoError(f"the program is too large to be copied ({writable >> 20} MiB)")
         own = own_bytes(room, mapped + memory)
@@ -103,17 +103,13 @@ class Machine:
         for offset, data in ((DESCRIPTORS, cpu.descriptor_page()), (STUB, cpu.STUB)):
             view[offset : offset + len(data)] = data
         vcpu.set_msrs(cpu.call_registers(own + STUB))
-        vcpu.set_special(
-            cpu.special_registers(
-                tables=tables.top,
-                descriptors=own + DESCRIPTORS,
-                fs_base=_fs_base(own + ZEROS),
-                xsave=vcpu.has_xsave,
-            )
+        special = cpu.special_registers(
+            tables=tables.top, descriptors=own + DESCRIPTORS, fs_base=_fs_base(own + ZEROS), xsave=vcpu.has_xsave
         )
         # As after a call: the return address on top, and the stack aligned but for it.
         view_at(layout.stack_host - 8, 8, writable=True)[:] = (own + STUB + cpu.STUB_RETURN).to_bytes(8, "little")
-        self._entry = cpu.entry(function=symbol("PyObject_CallNoArgs"), argument=id(body), stack=layout.stack[1] - 8)
+        general = cpu.entry(function=symbol("PyObject_CallNoArgs"), argument=id(body), stack=layout.stack[1] - 8)
+        self._entry = (general, special)
 
     @property
     def processor(self) -> Vcpu:
@@ -127,7 +123,7 @@ class Machine:
             Death: it does not.
         """
         self.calls = Calls(self._memory, files, heap=self._layout.heap, file_bytes=file_bytes)
-        self._vcpu.set_registers(self._entry)
+        self._vcpu.set_registers(*self._entry)
         stop = self._vcpu.run()
         while type(stop) is Interrupted:
             stop = self._vcpu.run()
@@ -156,12 +152,7 @@ class Machine:
                     raise Death("call", f"system call {number} ({words}), {self._where(r, r.rcx)}") from None
                 if r.rcx >= USER_END:
                     raise Death("exception", f"return to {r.rcx:#x}, which is no address of a program")
-                vcpu.set_registers(
-                    (
-                        result & _WORD, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rsp, r.rbp,
-                        r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rcx, cpu.user_flags(r.r11),
-                    )
-                )  # fmt: skip
+                vcpu.resume(result & _WORD, r.rcx, cpu.user_flags(r.r11))
             elif type(stop) is not Interrupted:
                 raise self._death(stop)
             stop = vcpu.run()

@@ -21,6 +21,8 @@ _SMALL = 16 * PAGE
 #: Read-only mappings from here on are shared. A change of a machine's memory map takes some 30 µs, on a busy host
 #: milliseconds, because the kernel waits for other processors.
 _WORTH_SHARING = 512 << 10
+#: No more than this of shorter ones is copied.
+MOST_SHORT_ONES = 8 << 20
 _TRIES = 20
 _SPARE_PAGES = 4
 _UNUSED = b"-"
@@ -105,10 +107,15 @@ class Album:
         """Have short read-only mappings copied: each shared one costs a change of the machine's memory map."""
         kept: list[Area] = []
         group: list[Area] = []
+        room = MOST_SHORT_ONES
         for area in (*self.shared, (0, 0, 0, "", 0)):
             if group and group[-1][1] != area[0]:
-                long = group[-1][1] - group[0][0] >= _WORTH_SHARING
-                (kept if long else self.copied).extend(group)
+                length = group[-1][1] - group[0][0]
+                if length < min(_WORTH_SHARING, room):
+                    self.copied += group
+                    room -= length
+                else:
+                    kept += group
                 group = []
             group.append(area)
         self.shared = kept
