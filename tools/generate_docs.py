@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from instar.formats import TABLE, find
 from instar.host.check import CHECK_LIMITS
 from instar.host.describe import INFO_LIMITS
 from instar.host.request import FILE_OPTIONS, option_rows
-from instar.sandbox.process.policy import RULES
+from instar.sandbox.kvm.monitor import MONITOR_RULES
+from instar.sandbox.process.policy import RULES, Rule
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"(<!-- generated: ([^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -32,6 +34,7 @@ _ARGUMENTS = {
     "writable": "only files granted for writing",
     "memory": "only anonymous memory that cannot be executed",
     "advice": "only giving pages back",
+    "processor": "only the machine's processor: run, and read its registers",
 }
 
 
@@ -100,9 +103,17 @@ def formats() -> str:
 
 def cell_calls() -> str:
     """Return the system calls of a process cell."""
-    return table(
-        ["call", "with", "because"], [[f"`{rule.name}`", _ARGUMENTS[rule.argument], rule.reason] for rule in RULES]
-    )
+    return _calls(RULES)
+
+
+def monitor_calls() -> str:
+    """Return what the monitor of a kvm cell may call beyond that."""
+    return _calls([rule for rule in MONITOR_RULES if rule not in RULES])
+
+
+def _calls(rules: Sequence[Rule]) -> str:
+    rows = [[f"`{rule.name}`", _ARGUMENTS[rule.argument], rule.reason] for rule in rules]
+    return table(["call", "with", "because"], rows)
 
 
 def limits() -> str:
@@ -127,7 +138,7 @@ def block(name: str) -> str:
         return options(FILE_OPTIONS)
     if kind == "options" and find(of) is not None:
         return options(option_rows(of, with_file=False))
-    return {"formats": formats, "cell-calls": cell_calls, "limits": limits}[name]()
+    return {"formats": formats, "cell-calls": cell_calls, "monitor-calls": monitor_calls, "limits": limits}[name]()
 
 
 def renewed(text: str) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from instar.host.check import CheckResult, check
     from instar.host.create import CreateResult, create
     from instar.host.info import ImageInfo, info, info_chain
+    from instar.host.sandbox import SelfTestResult, self_test
     from instar.sandbox.cell import Isolation
 
 _NAMES = {
@@ -23,6 +24,8 @@ _NAMES = {
     "ImageInfo": "instar.host.info",
     "check": "instar.host.check",
     "CheckResult": "instar.host.check",
+    "self_test": "instar.host.sandbox",
+    "SelfTestResult": "instar.host.sandbox",
     "Isolation": "instar.sandbox.cell",
     "InstarError": "instar.core.errors",
     "OptionError": "instar.core.errors",
@@ -43,10 +46,12 @@ __all__ = [
     "Isolation",
     "OptionError",
     "SandboxError",
+    "SelfTestResult",
     "check",
     "create",
     "info",
     "info_chain",
+    "self_test",
 ]
 
 

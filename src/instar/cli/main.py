@@ -23,7 +23,10 @@ COMMANDS = {
     "create": "make a new image",
     "info": "say what an image is",
     "check": "look for damage in an image",
+    "sandbox": "say which cells this host can start, and test them",
 }
+#: Those that qemu-img does not have; in its dialect there is no such command.
+OWN_COMMANDS = ("sandbox",)
 
 #: The names under which the program speaks as qemu-img.
 QEMU_NAMES = ("qemu-img", "instar-qemu-img")
@@ -88,7 +91,7 @@ def _run(words: list[str]) -> int:
             elif word in ("-v", "--verbose"):
                 session.set("verbose", "")
             elif word in ("-h", "--help"):
-                say(_overview())
+                say(_overview(session))
                 return 0
             elif word in ("-V", "--version"):
                 say(_version(session))
@@ -101,7 +104,7 @@ def _run(words: list[str]) -> int:
     if not rest:
         return _usage(session, "Not enough arguments", "a command is missing")
     command = rest.pop(0)
-    if command not in COMMANDS:
+    if command not in COMMANDS or (session.as_qemu and command in OWN_COMMANDS):
         return _usage(session, f"Command not found: {command}", f"there is no command '{command}'")
     module = f"instar.cli.commands.{command}"
     __import__(module)
@@ -142,8 +145,9 @@ def _version(session: Session) -> str:
     return f"instar {__version__}\n"
 
 
-def _overview() -> str:
-    commands = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
+def _overview(session: Session) -> str:
+    known = [name for name in COMMANDS if not (session.as_qemu and name in OWN_COMMANDS)]
+    commands = "\n".join(f"  {name:<10} {COMMANDS[name]}" for name in known)
     return f"""usage: instar [OPTION]... COMMAND ...
 
 Make, inspect and check virtual disk images that nobody should trust.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from instar.cli.argv import Parsed, Switch, UsageError, parse
 from instar.cli.session import complain, say
-from instar.core.errors import InstarError
+from instar.core.errors import InstarError, SandboxError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,7 +78,6 @@ def wants_json(session: Session, command: str, parsed: Parsed) -> bool:
     if value in (None, "human", "json"):
         return value == "json"
     from instar.cli.messages import hint
-    from instar.core.errors import printable
 
     shown = printable(str(value))
     if not session.as_qemu:
@@ -150,7 +149,10 @@ def one_image(session: Session, command: str, parsed: Parsed) -> str:
 
 
 def report(session: Session, error: InstarError, words: Callable[[InstarError], str], *, json: bool) -> int:
-    """Print an error in the words of the dialect, or as an object for programs, and return its exit code."""
+    """Print an error in the words of the dialect, or as an object for programs, and return its exit code.
+
+    Under ``-v`` the story of a cell's death follows; the object has it in any case.
+    """
     session.explain()
     if session.as_qemu:
         complain(words(error))
@@ -160,4 +162,6 @@ def report(session: Session, error: InstarError, words: Callable[[InstarError], 
         complain(dumps({"error": error.facts()}, qemu_order=False))
     else:
         complain(f"instar: {error}")
+    if session.verbose and isinstance(error, SandboxError) and error.story and (session.as_qemu or not json):
+        complain(f"instar: cell: {printable(error.story)}")
     return error.exit_code
