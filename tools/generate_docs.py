@@ -33,7 +33,7 @@ _ARGUMENTS = {
     "readable": "only files granted for reading",
     "writable": "only files granted for writing",
     "memory": "only anonymous memory that cannot be executed",
-    "advice": "only giving pages back",
+    "advice": "only giving pages back, and wishing for large ones",
     "processor": "only the machine's processor: run, and read its registers",
 }
 

@@ -18,7 +18,7 @@ ALLOWED = {
     *("__future__", "_struct", "errno", "fcntl", "resource", "select", "struct"),
     *("array", "_collections", "_operator", "collections", "collections.abc", "itertools", "keyword", "operator"),
     *("reprlib", "_bisect", "bisect", "encodings.utf_16_be", "encodings.utf_16_le"),
-    *("_ctypes", "gc"),
+    *("_ctypes", "_tracemalloc", "gc"),
 }
 #: What the self-test tries to use inside of cells, and the name of a group that might help.
 ALLOWED_IN_SELF_TEST = ALLOWED | {"_socket", "grp", "mmap"}

@@ -60,11 +60,12 @@ def safe_pipe() -> tuple[int, int]:
 
 
 def tick(seconds: float, handler: Callable[[], None]) -> int:
-    """Call ``handler`` in this thread every so often, also in the middle of a system call; return the signal used.
+    """Call ``handler`` whenever so much processor time has been used; return the signal by which that is done.
 
-    Whoever forked this process may have had signals written to a descriptor of its own; that ends.
+    Not by the clock: a call that waits for a slow file system is not to be interrupted. Whoever forked this process
+    may have had signals written to a descriptor of its own; that ends.
     """
     _signal.set_wakeup_fd(-1)
-    _signal.signal(_signal.SIGALRM, lambda *_: handler())
-    _signal.setitimer(_signal.ITIMER_REAL, seconds, seconds)
-    return int(_signal.SIGALRM)
+    _signal.signal(_signal.SIGPROF, lambda *_: handler())
+    _signal.setitimer(_signal.ITIMER_PROF, seconds, seconds)
+    return int(_signal.SIGPROF)

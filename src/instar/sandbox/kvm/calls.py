@@ -316,7 +316,8 @@ class Calls:
         if pieces is None:
             return -_ENOMEM
         for host, size in pieces:
-            syscall("madvise", host, size, _DONTNEED)
+            if syscall("madvise", host, size, _DONTNEED) < 0:
+                view_at(host, size, writable=True)[:] = bytes(size)
         return 0
 
 

@@ -67,7 +67,7 @@ class Machine:
         self._stop: Exit = Interrupted()
 
     def _take_photo(self, memory: int) -> Layout:
-        sizes = read_file("/proc/self/statm").split()
+        sizes = read_file("/proc/self/statm", bytearray(PAGE)).split()
         mapped, writable = int(sizes[0]) * PAGE, int(sizes[5]) * PAGE
         room = writable + MOST_SHORT_ONES + _SLACK
         if room > _MOST_COPIED:

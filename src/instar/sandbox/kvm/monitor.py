@@ -32,7 +32,7 @@ MONITOR_RULES = (
     Rule("rt_sigreturn", 15, 139, "any", "the clock that breaks an endless loop is a signal"),
 )
 
-#: How often the monitor looks at the clocks while the guest computes.
+#: How much the guest computes before the monitor looks at the clocks again.
 _TICK_SECONDS = 0.05
 #: Memory that a monitor may need beside its guest's.
 _OWN_MEMORY = 64 << 20

@@ -29,6 +29,8 @@ _UNUSED = b"-"
 #: By the last byte of a row of /proc/self/pagemap: in use is what is present (bit 63) or swapped out (bit 62).
 _IN_USE = _UNUSED * 64 + b"U" * 192
 _MADV_DONTNEED = 4
+_EFAULT = 14
+_BUFFER_BYTES = 64 << 10
 #: Sizes of blocks for malloc and for Python's own allocator. Together below what malloc gives back to the system.
 _HEADROOM_LARGE = 3000
 _HEADROOM_SMALL = 400
@@ -44,8 +46,10 @@ class PhotoError(Exception):
     """No photo can be taken of the process; the message says why."""
 
 
-def read_file(path: str) -> bytes:
+def read_file(path: str, buffer: bytearray) -> bytes:
     """Return the whole of a file of ``/proc``, whose size nobody knows.
+
+    It is read into ``buffer``, which grows if need be: what lives on does not move memory.
 
     Raises:
         PhotoError: it cannot be read.
@@ -55,10 +59,15 @@ def read_file(path: str) -> bytes:
     except OSError as error:
         raise PhotoError(f"{path}: {error.strerror}") from None
     try:
-        pieces = []
-        while piece := os.read(fd, 1 << 16):
-            pieces.append(piece)
-        return b"".join(pieces)
+        length = 0
+        while True:
+            if length == len(buffer):
+                buffer.extend(bytes(len(buffer)))
+            with memoryview(buffer) as view:
+                got = os.readv(fd, [view[length:]])
+            if not got:
+                return bytes(buffer[:length])
+            length += got
     finally:
         os.close(fd)
 
@@ -185,17 +194,21 @@ def take_photo(memory: int, capacity: int, without: list[Run]) -> Album:
     except OSError as error:
         raise PhotoError(f"/proc/self/pagemap: {error.strerror}") from None
     try:
+        buffer = bytearray(_BUFFER_BYTES)
         kept = _make_headroom()
         for _ in range(_TRIES):
-            maps = read_file("/proc/self/maps")
+            maps = read_file("/proc/self/maps", buffer)
             album = Album(maps, without)
             if album.bytes_to_copy() > capacity:
                 raise PhotoError(f"its memory has grown past {capacity >> 20} MiB")
             runs = runs_to_copy(album.copied, pagemap)
-            _copy(album, runs, memory)
-            if read_file("/proc/self/maps") == maps and covers(runs, used_runs(album.copied, pagemap)):
+            whole = _copy(album, runs, memory)
+            same = read_file("/proc/self/maps", buffer) == maps and covers(runs, used_runs(album.copied, pagemap))
+            if whole and same:
                 return album
-            syscall("madvise", memory, capacity, _MADV_DONTNEED)
+            result = syscall("madvise", memory, capacity, _MADV_DONTNEED)
+            if result < 0:
+                raise PhotoError(f"madvise: {os.strerror(-result)}")
             kept.append(_make_headroom())
     finally:
         os.close(pagemap)
@@ -212,7 +225,8 @@ def _make_headroom() -> list[object]:
     return [large[0], small[-1]]
 
 
-def _copy(album: Album, runs: list[Run], memory: int) -> None:
+def _copy(album: Album, runs: list[Run], memory: int) -> bool:
+    """Copy the runs; tell whether all of them were still there."""
     sources: list[int] = []
     targets: list[int] = []
     place = memory
@@ -230,7 +244,6 @@ def _copy(album: Album, runs: list[Run], memory: int) -> None:
     done = syscall_in_one_breath(
         "process_vm_writev", os.getpid(), address_of(local), len(runs), address_of(remote), len(runs), 0
     )
-    if done < 0:
+    if done < 0 and done != -_EFAULT:
         raise PhotoError(f"process_vm_writev: {os.strerror(-done)}")
-    if done != sum(sources[1::2]):
-        raise PhotoError(f"only {done} of {sum(sources[1::2])} bytes could be copied")
+    return done == sum(sources[1::2])

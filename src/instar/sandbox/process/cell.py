@@ -5,8 +5,10 @@ Law: no guest code runs before the child is sealed, and no child outlives its ho
 
 from __future__ import annotations
 
+import _tracemalloc
 import gc
 import os
+import sys
 
 from instar.core.errors import SandboxError
 from instar.guest.main import main, preload
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["ProcessCell", "become_cell", "why_unavailable"]
 
 _SIGKILL = 9
+#: How many tools sys.monitoring knows.
+_MONITORING_TOOLS = 6
 
 
 class Child:
@@ -95,6 +99,7 @@ def become_cell(
     # What was garbage before the fork is not ours: a finaliser could do what a cell may not, and kill it.
     gc.disable()
     try:
+        _stop_watching()
 
         def body() -> NoReturn:
             os._exit(_live(guest))
@@ -131,6 +136,19 @@ def become_cell(
         code = monitor.run(channel)
     finally:
         os._exit(code)
+
+
+def _stop_watching() -> None:
+    """End what the program that was forked has set up to watch itself: it would run in the cell, and be part of it."""
+    sys.settrace(None)
+    sys.setprofile(None)
+    gc.callbacks.clear()
+    _tracemalloc.stop()
+    if sys.version_info >= (3, 12):
+        for tool in range(_MONITORING_TOOLS):
+            if sys.monitoring.get_tool(tool) is not None:
+                sys.monitoring.set_events(tool, 0)
+        sys.deactivate_stack_trampoline()
 
 
 def _live(guest: Guest) -> int:

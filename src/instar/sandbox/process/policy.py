@@ -14,8 +14,9 @@ AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 PROT_EXEC = 4
 MAP_ANONYMOUS = 0x20
-#: MADV_DONTNEED and MADV_FREE. MADV_HWPOISON and its like, which root could use, are not for cells.
-ADVICE = [4, 8]
+#: MADV_DONTNEED, MADV_FREE, and MADV_HUGEPAGE, which GLIBC_TUNABLES may tell malloc to use. MADV_HWPOISON and its
+#: like, which root could use, are not for cells.
+ADVICE = [4, 8, 14]
 
 
 class Rule:
@@ -50,7 +51,7 @@ RULES = (
     Rule("munmap", 11, 215, "any", "malloc and obmalloc give memory back"),
     Rule("mremap", 25, 216, "any", "realloc of large blocks"),
     Rule("brk", 12, 214, "any", "malloc grows the heap"),
-    Rule("madvise", 28, 233, "advice", "allocators return pages of a large heap"),
+    Rule("madvise", 28, 233, "advice", "allocators return pages of a large heap, or wish for large pages"),
     Rule("clock_gettime", 228, 113, "any", "any use of a clock, on a host whose clock source the vDSO cannot read"),
     Rule("exit_group", 231, 94, "any", "the cell ends"),
 )
