@@ -70,10 +70,13 @@ def _round_trip(format: str, check: int = 0) -> tuple[Command, ...]:
 
 #: What is run, in turn. A new command is a new row.
 COMMANDS = (
-    Command(("python3", "-m", "instar", "sandbox"), user=0),
-    Command(("python3", "-m", "instar", "sandbox")),
+    Command(("python3", "-m", "instar", "sandbox", "--isolation=kvm", "--quick"), user=0),
+    Command(("python3", "-m", "instar", "sandbox", "--isolation=kvm")),
     Command(
-        ("python3", "-m", "pytest", "-p", "no:cacheprovider", "tests/sandbox/kvm", "tests/sandbox/test_misbehaviour.py")
+        (
+            *("python3", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "kvm"),
+            *("tests/sandbox/kvm/test_machine.py", "tests/sandbox/test_misbehaviour.py"),
+        )
     ),
     *_round_trip("raw", check=63),  # has no metadata that could be checked
     *_round_trip("qcow2"),

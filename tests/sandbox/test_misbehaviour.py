@@ -380,7 +380,7 @@ class TestStory:
         ("code", "told"),
         [
             (_read(8), "page fault at 0x8, rip {:#x}"),
-            ("0f0b", "exception at instruction 0f 0b"),
+            ("0f0b", "undefined instruction, rip {:#x}"),
             ("e680", "rip {:#x}"),
             ("b839000000 0f05", "system call 57 ("),
             ("50 ebfd", "stack overflow at 0x"),

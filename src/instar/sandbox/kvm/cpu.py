@@ -11,11 +11,14 @@ import struct
 
 from instar.sandbox.kvm.device import APIC_BASE, SREGS_BYTES
 
-#: The port whose use is a system call.
+#: The port whose use is a system call, and the first of those whose use is an exception, one for each vector.
 CALL_PORT = 0x10
+EXCEPTION_PORT = 0x40
+_VECTORS = 32
 #: One page of code that any guest may run: ``SYSCALL`` lands on the first instruction, the guest's function returns
-#: to the second piece. On VT-x and AMD-V ``SYSCALL`` enters kernel mode, where this is all the code there is; on
-#: paravirtual KVM it does not even do that.
+#: to the second piece. On VT-x and AMD-V ``SYSCALL`` enters kernel mode, where this and what follows is all the code
+#: there is; on paravirtual KVM it does not even do that. Behind it an instruction for each exception.
+_HANDLERS = 0x40
 STUB = (
     b"\xe6" + bytes([CALL_PORT])  # out CALL_PORT, al
     + b"\x0f\x0b"  # ud2: nobody comes here, the monitor moves on itself
@@ -23,17 +26,24 @@ STUB = (
     + b"\xbf\x04\x00\x00\x00"  # mov edi, 4 (CODE_FAULT of process.channel)
     + b"\x0f\x05"  # syscall
     + b"\x0f\x0b"
-)  # fmt: skip
+).ljust(_HANDLERS, b"\xf4")  # fmt: skip
+STUB += b"".join(b"\xe6" + bytes([EXCEPTION_PORT + vector]) for vector in range(_VECTORS))
 STUB_RETURN = 4
 
 _SELECTOR_KERNEL = 0x10
 _SELECTOR_DATA = 0x2B
 _SELECTOR_CODE = 0x33
 _SELECTOR_TASK = 0x40
+#: In the descriptor page: segment table, task state, interrupt table, and the stack of exceptions down from its end.
 _GDT_BYTES = 0x80
-_TSS_OFFSET = 0x100
+_TSS = 0x100
+_IDT = 0x200
+_PAGE = 0x1000
+#: A 64-bit code segment of the kernel's, for the gates of the interrupt table.
+_KERNEL_CODE = 0x00AF_9B00_0000_FFFF
 _TSS_HEAD = 0x68
-#: One bit for each port; all ports but ``CALL_PORT`` are forbidden, and those past the end are, too.
+_TSS_IST1 = 0x24
+#: One bit for each port; all ports but ``CALL_PORT`` are forbidden to user mode, and those past the end are, too.
 _PORTS = 256
 
 _MSR_STAR = 0xC0000081
@@ -46,8 +56,6 @@ _CR0 = 0x80050033  # PG AM WP NE ET MP PE
 _CR4 = 1 << 5 | 1 << 9 | 1 << 10  # PAE OSFXSR OSXMMEXCPT
 _CR4_OSXSAVE = 1 << 18
 _EFER = 0xD01  # NXE LMA LME SCE
-#: What CR2 holds while there was no page fault. No address looks like this.
-NO_FAULT = 0x8BAD_F00D_0000_0000
 
 #: Flags that a guest may have: carry, parity, adjust, zero, sign, direction, overflow, alignment check, identification.
 _FLAGS_USER = 0x240CD5
@@ -59,16 +67,24 @@ def user_flags(flags: int) -> int:
     return flags & _FLAGS_USER | _FLAGS_FIXED
 
 
-def descriptor_page() -> bytes:
-    """Return the page with the task state, whose bitmap allows one port. The descriptor table is zeros.
+def descriptor_page(descriptors: int, stub: int) -> bytes:
+    """Return the page of the processor's own at ``descriptors``, with the stub page at ``stub`` (both guest-virtual).
 
-    Segments are given to the processor ready-made; no guest can load another one.
+    User code gets its segments ready-made, and can load no other one.
     """
+    page = bytearray(_PAGE)
+    struct.pack_into("<Q", page, _SELECTOR_KERNEL, _KERNEL_CODE)
+    struct.pack_into("<Q", page, _TSS + _TSS_IST1, descriptors + _PAGE)
+    struct.pack_into("<H", page, _TSS + 0x66, _TSS_HEAD)
     bitmap = bytearray(b"\xff" * (_PORTS // 8 + 1))
     bitmap[CALL_PORT >> 3] &= ~(1 << (CALL_PORT & 7))
-    head = bytearray(_TSS_HEAD)
-    struct.pack_into("<H", head, 0x66, _TSS_HEAD)
-    return bytes(_TSS_OFFSET) + bytes(head) + bytes(bitmap)
+    page[_TSS + _TSS_HEAD : _TSS + _TSS_HEAD + len(bitmap)] = bitmap
+    for vector in range(_VECTORS):
+        handler = stub + _HANDLERS + 2 * vector
+        # An interrupt gate that user code cannot call, on the first stack of the task state.
+        row = (handler & 0xFFFF, _SELECTOR_KERNEL, 1, 0x8E, handler >> 16 & 0xFFFF, handler >> 32, 0)
+        struct.pack_into("<HHBBHII", page, _IDT + 16 * vector, *row)
+    return bytes(page)
 
 
 def _segment(
@@ -91,15 +107,15 @@ def special_registers(*, tables: int, descriptors: int, fs_base: int, xsave: boo
     code = _segment(_SELECTOR_CODE, 11, long=True)
     data = _segment(_SELECTOR_DATA, 3)
     fs = _segment(_SELECTOR_DATA, 3, base=fs_base)
-    task_limit = len(descriptor_page()) - _TSS_OFFSET - 1
-    task = _segment(_SELECTOR_TASK, 11, base=descriptors + _TSS_OFFSET, limit=task_limit, user=False)
+    task_limit = _TSS_HEAD + _PORTS // 8
+    task = _segment(_SELECTOR_TASK, 11, base=descriptors + _TSS, limit=task_limit, user=False)
     local = _segment(0, 2, limit=0, user=False)
     cr4 = _CR4 | (_CR4_OSXSAVE if xsave else 0)
     registers = (
         code + data + data + fs + data + data + task + local
         + struct.pack("=QH6x", descriptors, _GDT_BYTES - 1)
-        + struct.pack("=QH6x", 0, 0)  # no interrupt table: every exception is the end
-        + struct.pack("=7Q", _CR0, NO_FAULT, tables, cr4, 0, _EFER, APIC_BASE)
+        + struct.pack("=QH6x", descriptors + _IDT, 16 * _VECTORS - 1)
+        + struct.pack("=7Q", _CR0, 0, tables, cr4, 0, _EFER, APIC_BASE)
     )  # fmt: skip
     return registers + bytes(SREGS_BYTES - len(registers))
 
@@ -114,23 +130,56 @@ def entry(*, function: int, argument: int, stack: int) -> tuple[int, ...]:
     return (0, 0, 0, 0, 0, argument, stack, 0, *(0,) * 8, function, _FLAGS_FIXED)
 
 
-#: First bytes of what is no instruction in 64-bit mode, and prefixes that change nothing about that.
-_UNDEFINED = bytes((0x06, 0x07, 0x0E, 0x16, 0x17, 0x1E, 0x1F, 0x27, 0x2F, 0x37, 0x3F, 0x60, 0x61, 0x9A, 0xCE, 0xEA))
-_UNDEFINED_0F = bytes((0x04, 0x0A, 0x0B, 0x0C, 0x37, 0xAA, 0xB9, 0xFF))
-_PREFIXES = bytes((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF2, 0xF3, *range(0x40, 0x50)))
+#: Vector -> name (AMD64 APM volume 2, 8.2), and those that push an error code.
+_NAMES = {
+    **{0: "division error", 1: "debug exception", 3: "breakpoint", 4: "overflow", 5: "bound range"},
+    **{6: "undefined instruction", 7: "no coprocessor", 8: "double fault", 10: "invalid task state"},
+    **{11: "segment not present", 12: "stack fault", 13: "general protection fault", 14: "page fault"},
+    **{16: "floating point error", 17: "misaligned access", 18: "machine check", 19: "SIMD floating point error"},
+    **{21: "control protection fault"},
+}
+_WITH_ERROR_CODE = (8, 10, 11, 12, 13, 14, 17, 21, 29, 30)
+PAGE_FAULT = 14
 
 
-def cause_of_exception(code: bytes) -> str:
-    """Guess from the instruction what exception it met that was no page fault.
+class Fault:
+    """An exception that a guest met.
 
-    Returns ``instruction`` (it is undefined), ``division``, ``call`` (a system call of another age), or ``exception``
-    (anything else: a privileged instruction, an address that cannot be one, a trap).
+    Attributes:
+        vector, name: which. error: its error code, 0 if it has none. rip, rsp: where the guest was.
     """
-    code = code.lstrip(_PREFIXES)
-    if code.startswith((b"\xcd\x80", b"\x0f\x34")):  # int 0x80, sysenter
-        return "call"
-    if code[:1] == b"\x0f":
-        return "instruction" if code[1:2] and code[1] in _UNDEFINED_0F else "exception"
-    if code[:1] in (b"\xf6", b"\xf7") and len(code) > 1 and code[1] >> 3 & 7 in (6, 7):
-        return "division"
-    return "instruction" if code[:1] and code[0] in _UNDEFINED else "exception"
+
+    __slots__ = ("error", "name", "rip", "rsp", "vector")
+
+    def __init__(self, vector: int, frame: bytes) -> None:
+        """Read what the processor has put on its stack; ``frame`` is all of that."""
+        self.vector = vector
+        self.name = _NAMES.get(vector, f"exception {vector}")
+        self.error = 0
+        if vector in _WITH_ERROR_CODE:
+            self.error = struct.unpack_from("<Q", frame)[0]
+            frame = frame[8:]
+        self.rip, _segment, _flags, self.rsp = struct.unpack_from("<4Q", frame)
+
+    def cause(self, code: bytes) -> str:
+        """Return what that is to the host; ``code`` is what stands at ``rip``.
+
+        ``instruction``, ``division``, ``call`` (a system call of another age), or ``exception`` (anything else).
+        """
+        if code.startswith((b"\xcd\x80", b"\x0f\x34")):  # int 0x80, sysenter
+            return "call"
+        if self.vector == 6 and not code.startswith(b"\xcd"):  # for "int n" that is what paravirtual KVM gives
+            return "instruction"
+        return "division" if self.vector in (0, 16, 19) else "exception"
+
+
+def fault_of(port: int, rsp: int, descriptors: int, page: memoryview) -> Fault | None:
+    """Return the exception for which the guest stopped at ``port``; ``None`` if it did not stop for one.
+
+    ``rsp`` is the stack pointer at the stop; ``page`` is the descriptor page, which the guest has at ``descriptors``.
+    """
+    vector = port - EXCEPTION_PORT
+    at = rsp - descriptors
+    if not 0 <= vector < _VECTORS or not _IDT + 16 * _VECTORS <= at <= _PAGE - 40 - 8 * (vector in _WITH_ERROR_CODE):
+        return None
+    return Fault(vector, bytes(page[at:_PAGE]))

@@ -148,7 +148,11 @@ class Kvm:
 
     def create_machine(self) -> Vm:
         """Make a machine without memory or processor. It belongs to this process and to no child of it."""
-        return Vm(self, fcntl.ioctl(self.fd, _CREATE_VM, 0))
+        while True:
+            try:
+                return Vm(self, fcntl.ioctl(self.fd, _CREATE_VM, 0))
+            except InterruptedError:
+                continue  # this process was stopped, or frozen, and goes on
 
     def processor_bytes(self) -> int:
         """Return how many bytes a processor shares with its program."""

@@ -100,7 +100,8 @@ class Machine:
         layout, vcpu = self._layout, self._vcpu
         own = layout.block.address
         view = view_at(own, ZEROS, writable=True)
-        for offset, data in ((DESCRIPTORS, cpu.descriptor_page()), (STUB, cpu.STUB)):
+        page = cpu.descriptor_page(own + DESCRIPTORS, own + STUB)
+        for offset, data in ((DESCRIPTORS, page), (STUB, cpu.STUB)):
             view[offset : offset + len(data)] = data
         vcpu.set_msrs(cpu.call_registers(own + STUB))
         special = cpu.special_registers(
@@ -164,22 +165,30 @@ class Machine:
 
     def _death(self, stop: object) -> Death:
         r = self._vcpu.registers()
-        where = self._where(r, r.rip)
-        if isinstance(stop, Broken):
-            return Death("machine", f"{stop.what}, {where}")
         if isinstance(stop, PortAccess):
-            return Death("exception", f"access to port {stop.port:#x}, {where}")
-        fault = self._vcpu.fault_address()
-        if fault != cpu.NO_FAULT:
+            own = self._layout.block.address + DESCRIPTORS
+            fault = cpu.fault_of(stop.port, r.rsp, own, view_at(own, PAGE))
+            if fault is not None:
+                return self._death_of(fault, r)
+            return Death("exception", f"access to port {stop.port:#x}, {self._where(r, r.rip)}")
+        if isinstance(stop, Broken):
+            return Death("machine", f"{stop.what}, {self._where(r, r.rip)}")
+        # Not even the first instruction of a handler could be run. Some processors forget all registers then.
+        return Death("exception", f"triple fault, {self._where(r, r.rip)}")
+
+    def _death_of(self, fault: cpu.Fault, r: Registers) -> Death:
+        what = fault.name
+        if fault.vector == cpu.PAGE_FAULT:
+            address = self._vcpu.fault_address()
             low, high = self._layout.stack
-            what = (
-                "stack overflow" if low - HUGE <= fault < low and low <= r.rsp + HUGE <= high + HUGE else "page fault"
-            )
-            return Death("exception", f"{what} at {fault:#x}, {where}")
-        pieces = self._memory.pieces(r.rip, 16, EXECUTE) or self._memory.pieces(r.rip, 2, EXECUTE)
-        code = b"".join(bytes(view_at(host, size)) for host, size in pieces or ())
-        cause = cpu.cause_of_exception(code)
-        return Death(cause, f"exception at instruction {code[:8].hex(' ') or 'outside its memory'}, {where}")
+            overflow = low - HUGE <= address < low and low - HUGE <= fault.rsp < high
+            what = f"{'stack overflow' if overflow else what} at {address:#x}"
+        elif fault.error:
+            what += f" ({fault.error:#x})"
+        r.rsp = fault.rsp
+        pieces = self._memory.pieces(fault.rip, 2, EXECUTE) or ()
+        code = b"".join(bytes(view_at(host, size)) for host, size in pieces)
+        return Death(fault.cause(code), f"{what}, {self._where(r, fault.rip)}")
 
     def _where(self, r: Registers, rip: int) -> str:
         """Say where the guest was, in terms that a debugger takes."""
@@ -189,8 +198,8 @@ class Machine:
 
 
 def _is_call(stop: Exit) -> bool:
-    """Tell whether the guest stopped for a system call. It can use one port only, but in more ways than one."""
-    return isinstance(stop, PortAccess) and stop.out and stop.size == stop.count == 1
+    """Tell whether the guest stopped for a system call. It can use that port in more ways than one."""
+    return isinstance(stop, PortAccess) and stop.port == cpu.CALL_PORT and stop.out and stop.size == stop.count == 1
 
 
 def _fs_base(scratch: int) -> int:

@@ -34,6 +34,8 @@ MONITOR_RULES = (
 
 #: How much the guest computes before the monitor looks at the clocks again.
 _TICK_SECONDS = 0.05
+#: Processor time in which a machine must have reached its first system call.
+_START_SECONDS = 5
 #: Memory that a monitor may need beside its guest's.
 _OWN_MEMORY = 64 << 20
 
@@ -49,6 +51,7 @@ class Monitor:
         self._machine = Machine(Kvm(kvm), body, memory)
         self._limits = Limits()
         self._deadline = 0.0
+        self._started = False
         os.close(kvm)
 
     @property
@@ -69,7 +72,8 @@ class Monitor:
         self._machine.processor.fd = FD_FILES + len(files)
         own = Limits(
             memory=_OWN_MEMORY,
-            cpu_seconds=limits.cpu_seconds + 1,  # the kernel's limit comes after ours, which can say more
+            # The kernel's limit comes after ours, which can say more.
+            cpu_seconds=max(limits.cpu_seconds, _START_SECONDS) + 1,
             file_bytes=limits.file_bytes,
         )
         signal = tick(_TICK_SECONDS, self._look_at_the_clocks)
@@ -83,19 +87,24 @@ class Monitor:
             signals=(signal,),
         )
         self._machine.start(files, limits.file_bytes)
+        self._started = True
 
     def run(self, channel: CellChannel) -> int:
         """Run the guest and return the code to end with, having said through ``channel`` how it died."""
         self._deadline = time.monotonic() + self._limits.wall_seconds
         try:
-            return min(self._machine.run(), CODE_CAUSES - 1)
+            try:
+                return min(self._machine.run(), CODE_CAUSES - 1)
+            finally:
+                self._deadline = 0.0  # a look at the clocks until here may still end it
         except Death as death:
-            self._deadline = 0.0
             if self._machine.calls.frames.whole:
                 channel.tell_story(death.detail)
             return CODE_CAUSES + CAUSES.index(death.cause)
 
     def _look_at_the_clocks(self) -> None:
+        if not self._started and time.process_time() >= _START_SECONDS:
+            raise Death("machine", f"it did not reach its first system call within {_START_SECONDS} s")
         if not self._deadline:
             return
         if time.process_time() >= self._limits.cpu_seconds:

@@ -21,6 +21,8 @@ _SMALL = 16 * PAGE
 #: Read-only mappings from here on are shared. A change of a machine's memory map takes some 30 µs, on a busy host
 #: milliseconds, because the kernel waits for other processors.
 _WORTH_SHARING = 512 << 10
+#: Each mapped page costs 8 bytes of page tables.
+_MOST_SHARED = 4 << 30
 #: No more than this of shorter ones is copied.
 MOST_SHORT_ONES = 8 << 20
 _TRIES = 20
@@ -201,10 +203,14 @@ def take_photo(memory: int, capacity: int, without: list[Run]) -> Album:
             album = Album(maps, without)
             if album.bytes_to_copy() > capacity:
                 raise PhotoError(f"its memory has grown past {capacity >> 20} MiB")
+            if sum(area[1] - area[0] for area in album.shared) > _MOST_SHARED:
+                raise PhotoError(f"it has more than {_MOST_SHARED >> 30} GiB of files mapped")
             runs = runs_to_copy(album.copied, pagemap)
             whole = _copy(album, runs, memory)
-            same = read_file("/proc/self/maps", buffer) == maps and covers(runs, used_runs(album.copied, pagemap))
-            if whole and same:
+            same = read_file("/proc/self/maps", buffer) == maps
+            if same and not whole:
+                raise PhotoError("a part of its memory cannot be read (a mapped file that was cut?)")
+            if same and covers(runs, used_runs(album.copied, pagemap)):
                 return album
             result = syscall("madvise", memory, capacity, _MADV_DONTNEED)
             if result < 0:

@@ -47,8 +47,9 @@ CODE_NO_MEMORY = 5
 #: How the guest of a virtual machine ended, as said by its monitor: first code, and what follows in order.
 CODE_CAUSES = 200
 CAUSES = ("call", "exception", "instruction", "division", "machine", "processor-time", "time")
-#: Longest story of a death.
+#: Longest story of a death, and how many there may be: one that a guest makes up, and the monitor's.
 _MAX_STORY = 1000
+_MOST_STORIES = 2
 
 
 def pack_job(job: bytes, files: Sequence[Grant]) -> bytes:
@@ -221,7 +222,7 @@ def _converse(
         raise SandboxError("unavailable", f"the cell could not be made: {printable(body, _MAX_STORY)}")
     if tag != b"S":
         raise SandboxError("protocol", "the cell sent a frame of an unknown kind")
-    story = ""
+    story, stories = "", 0
     for _ in range(MAX_REQUESTS):
         frame = channel.receive()
         if frame is None:
@@ -229,8 +230,9 @@ def _converse(
         tag, body = frame
         if tag == b"R":
             return body
-        if tag == b"D":
+        if tag == b"D" and stories < _MOST_STORIES:
             story = printable(body[:_MAX_STORY], _MAX_STORY)
+            stories += 1
             continue
         if tag != b"Q":
             raise SandboxError("protocol", "the cell sent a frame of an unknown kind")
@@ -264,8 +266,7 @@ def _how_it_ended(
     """Say in words what a wait status means for a cell that gave no reply."""
     if status is None:
         # A cell whose end nobody saw: the fork server went, and took it along.
-        kind = "died" if sealed else "unavailable"
-        return SandboxError(kind, "the cell ended without an answer, and nobody saw how")
+        return SandboxError("died" if sealed else "unavailable", "the cell ended without an answer, and nobody saw how")
     code = os.waitstatus_to_exitcode(status)
     cause = CAUSES[code - CODE_CAUSES] if monitored and CODE_CAUSES <= code < CODE_CAUSES + len(CAUSES) else ""
     if code == -_SIGXCPU or cause == "processor-time":
@@ -280,7 +281,8 @@ def _how_it_ended(
         kind, said = "died", _SIGNALS.get(-code, f"the cell was killed by signal {-code}")
     else:
         kind, said = "died", f"the cell ended with code {code} and no answer"
-    return SandboxError(kind, said, story=story or None)
+    # Before it was sealed no guest code ran, and no job was read: it was never started.
+    return SandboxError(kind if sealed else "unavailable", said, story=story or None)
 
 
 _BY_CAUSE = {

@@ -185,25 +185,37 @@ class Server:
 
     def _start_cell(self, message: bytes, fds: list[int]) -> None:
         order, status_fd, kvm = read_order(message, fds)
-        spare = self._spare
-        if kvm is not None and spare is not None and spare.memory == order.limits.memory and spare.give(message, fds):
-            spare.socket.close()
-            self._spare = None
-            pid = spare.pid
-        else:
-            if kvm is not None:
-                import instar.sandbox.kvm.monitor  # noqa: F401 - once here, not in each fork
-            server = os.getpid()
-            memory = order.limits.memory
-            pid = _fork(lambda: become_cell(lambda: order, server, kvm=kvm, memory=memory, namespaces=False))
+        # What can fail comes before the cell is born: one that is in no table nobody could end.
         status = socket.socket(fileno=os.dup(status_fd))
+        try:
+            if kvm is not None:
+                self._remember_kvm(kvm, order.limits.memory)
+            pid = self._find_or_fork(message, fds, order, kvm)
+        except BaseException:
+            status.close()
+            raise
         self._cells[pid] = status
         self._poll.register(status, select.POLLIN)
+
+    def _find_or_fork(self, message: bytes, fds: list[int], order: Order, kvm: int | None) -> int:
+        """Return the number of the process that carries the order out: the spare, or a new one."""
+        spare = self._spare
+        if kvm is not None and spare is not None and spare.give(message, fds):
+            spare.socket.close()
+            self._spare = None
+            return spare.pid
         if kvm is not None:
-            self._forget_kvm()
-            self._kvm, self._memory = os.dup(kvm), order.limits.memory
-            if self._spare is not None and self._spare.memory != self._memory:
-                self._end_spare()
+            import instar.sandbox.kvm.monitor  # noqa: F401 - once here, not in each fork
+        server, memory = os.getpid(), order.limits.memory
+        return _fork(lambda: become_cell(lambda: order, server, kvm=kvm, memory=memory, namespaces=False))
+
+    def _remember_kvm(self, kvm: int, memory: int) -> None:
+        """Keep what the next spare is made of; one with other memory goes."""
+        kept = os.dup(kvm)
+        self._forget_kvm()
+        self._kvm, self._memory = kept, memory
+        if self._spare is not None and self._spare.memory != memory:
+            self._end_spare()
 
     def _forget_kvm(self) -> None:
         if self._kvm >= 0:
@@ -211,13 +223,17 @@ class Server:
             self._kvm = -1
 
     def _make_spare(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         server, kvm, memory = os.getpid(), self._kvm, self._memory
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            self._forget_kvm()  # no spares for now; the next order tries again
+            return
         try:
             pid = _fork(lambda: _become_spare(theirs.fileno(), kvm, memory, server))
         except OSError:
             ours.close()
-            self._forget_kvm()  # no spares for now; the next order tries again
+            self._forget_kvm()
             return
         finally:
             theirs.close()
