@@ -27,8 +27,9 @@ times say little beyond the machine they were taken on; ratios hold better.
 TAIL = """
 How to read it:
 
+- Where nothing else is said, instar took the strongest cell, which is a virtual machine where there is KVM.
 - `instar.create()` is a call in a Python program that has made an image before, so that the fork server runs. Every
-  call still gets a sealed process of its own.
+  call still gets a cell of its own; calls here follow each other without a pause, so none finds one made in advance.
 - `instar create` is the whole command: interpreter, instar, a sealed process, the image. `python -c pass` is the same
   interpreter with the same flags doing nothing: the part of the time that no Python program can save.
 - Memory is the peak resident size of the largest process of a command (`ru_maxrss`). A cell is a fork of the command,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ QEMU = "qemu-img"
 #: The interpreter, and instar as an installed launcher starts it: the same program with the same flags.
 BARE = (sys.executable, "-c", "pass")
 OURS = (sys.executable, ROOT / "scripts" / "instar")
+IN_PROCESS = ("--isolation=process",)
+PROCESS = instar.Isolation("process")
 
 
 class Case:
@@ -34,6 +37,7 @@ def _library(folder: Path) -> list[Way]:
     ours = str(folder / "ours.qcow2")
     return [
         Way("instar.create()", call=lambda: instar.create(ours, "1G", format="qcow2")),
+        Way("instar.create(), process", call=lambda: instar.create(ours, "1G", format="qcow2", isolation=PROCESS)),
         Way("qemu-img create", (QEMU, "create", "-q", "-f", "qcow2", folder / "theirs.qcow2", "1G")),
     ]
 
@@ -41,6 +45,7 @@ def _library(folder: Path) -> list[Way]:
 def _command(folder: Path) -> list[Way]:
     return [
         Way("instar create", (*OURS, "create", "-q", "-f", "qcow2", folder / "ours.qcow2", "1G")),
+        Way("instar create, process", (*OURS, *IN_PROCESS, "create", "-q", "-f", "qcow2", folder / "ours.qcow2", "1G")),
         Way("python -c pass", BARE),
         Way("qemu-img create", (QEMU, "create", "-q", "-f", "qcow2", folder / "theirs.qcow2", "1G")),
     ]
@@ -50,6 +55,7 @@ def _metadata(folder: Path) -> list[Way]:
     words = ("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata")
     return [
         Way("instar create", (*OURS, *words, folder / "ours.qcow2", "1T")),
+        Way("instar create, process", (*OURS, *IN_PROCESS, *words, folder / "ours.qcow2", "1T")),
         Way("qemu-img create", (QEMU, *words, folder / "theirs.qcow2", "1T")),
     ]
 
@@ -61,6 +67,7 @@ def _info(folder: Path) -> list[Way]:
         subprocess.run([QEMU, "snapshot", "-c", f"snapshot {number}", image], check=True)
     return [
         Way("instar info", (*OURS, "info", image)),
+        Way("instar info, process", (*OURS, *IN_PROCESS, "info", image)),
         Way("python -c pass", BARE),
         Way("qemu-img info", (QEMU, "info", image)),
     ]
@@ -71,6 +78,7 @@ def _check(folder: Path) -> list[Way]:
     subprocess.run([QEMU, "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", image, "1T"], check=True)
     return [
         Way("instar check", (*OURS, "check", image)),
+        Way("instar check, process", (*OURS, *IN_PROCESS, "check", image)),
         Way("qemu-img check", (QEMU, "check", image)),
     ]
 
@@ -106,6 +114,23 @@ def _launch(folder: Path) -> list[Way]:
     ]
 
 
+def _advance(folder: Path) -> list[Way]:
+    ours = str(folder / "ours.qcow2")
+
+    def timed(kind: str) -> float:
+        time.sleep(0.05)  # as between calls of a program that does something else, too
+        isolation = instar.Isolation(kind)
+        start = time.perf_counter()
+        instar.create(ours, "1G", format="qcow2", isolation=isolation)
+        return time.perf_counter() - start
+
+    return [
+        Way("instar.create()", clock=lambda: timed("auto")),
+        Way("instar.create(), process", clock=lambda: timed("process")),
+        Way("qemu-img create", (QEMU, "create", "-q", "-f", "qcow2", folder / "theirs.qcow2", "1G")),
+    ]
+
+
 def _bulk(folder: Path) -> list[Way]:
     file = folder / "file"
     with file.open("wb") as out:
@@ -118,6 +143,7 @@ CASES = (
     Case("launch", "a cell with nothing to do, from its order to its reply", 50, _launch),
     Case("bulk", "read 1 GiB in pieces of 1 MiB, in a cell and outside", 7, _bulk),
     Case("library", "create qcow2 1 GiB: library call against a process", 41, _library),
+    Case("advance", "create qcow2 1 GiB: library call every 50 ms", 41, _advance),
     Case("command", "create qcow2 1 GiB: command line", 41, _command),
     Case("info", "info, qcow2 of 1 TiB with 100 snapshots", 21, _info),
     Case("metadata", "create qcow2 1 TiB, preallocation=metadata", 5, _metadata),

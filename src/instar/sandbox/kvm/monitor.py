@@ -12,6 +12,7 @@ import time
 from instar.sandbox.cell import Limits
 from instar.sandbox.kvm.device import GET_SREGS, RUN, Kvm
 from instar.sandbox.kvm.machine import Death, Machine
+from instar.sandbox.kvm.native import ask_seldom_for_memory
 from instar.sandbox.posix import tick
 from instar.sandbox.process.channel import CAUSES, CODE_CAUSES
 from instar.sandbox.process.policy import FD_FILES, RULES, Rule
@@ -48,6 +49,7 @@ class Monitor:
     """
 
     def __init__(self, kvm: int, body: Callable[[], NoReturn], memory: int) -> None:
+        ask_seldom_for_memory()
         self._machine = Machine(Kvm(kvm), body, memory)
         self._limits = Limits()
         self._deadline = 0.0

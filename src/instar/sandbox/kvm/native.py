@@ -27,7 +27,15 @@ _PAGE = 4096
 _READ = 0x100
 _WRITE = 0x200
 
-Tools = tuple["Callable[..., int]", "Callable[[int, int, int], memoryview]", "Callable[[str], int]"]
+# malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_NEVER = (1 << 31) - 1
+_STEP = 1 << 20
+_LARGE = 32 << 20
+
+Tools = tuple[
+    "Callable[..., int]", "Callable[[int, int, int], memoryview]", "Callable[[str], int]", "Callable[[int, int], int]"
+]
 
 
 def _with_c_module() -> Tools:
@@ -61,7 +69,15 @@ def _with_c_module() -> Tools:
         result = int(function(*words))
         return -int(_ctypes.get_errno()) if result == -1 else result
 
-    return call, from_memory, lambda name: int(_ctypes.dlsym(program, name))
+    class Mallopt(_ctypes.CFuncPtr):
+        _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_PYTHONAPI
+        _restype_ = Long
+        _argtypes_ = (Long, Long)
+
+    def option(number: int, value: int) -> int:
+        return int(Mallopt(_ctypes.dlsym(program, "mallopt"))(number, value))
+
+    return call, from_memory, lambda name: int(_ctypes.dlsym(program, name)), option
 
 
 def _with_ctypes() -> Tools:
@@ -82,13 +98,16 @@ def _with_ctypes() -> Tools:
     def symbol(name: str) -> int:
         return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
 
-    return call, from_memory, symbol
+    def option(number: int, value: int) -> int:
+        return int(library.mallopt(number, value))
+
+    return call, from_memory, symbol, option
 
 
 try:
-    _call, _from_memory, symbol = _with_c_module()
+    _call, _from_memory, symbol, _mallopt = _with_c_module()
 except (ImportError, AttributeError, TypeError, OSError):
-    _call, _from_memory, symbol = _with_ctypes()
+    _call, _from_memory, symbol, _mallopt = _with_ctypes()
 
 
 def syscall_in_one_breath(name: str, *words: int) -> int:
@@ -97,6 +116,18 @@ def syscall_in_one_breath(name: str, *words: int) -> int:
     Returns what the call gives, or the negative ``errno``.
     """
     return _call(number_of(name), *words, *(0,) * (6 - len(words)))
+
+
+def ask_seldom_for_memory() -> None:
+    """Have the C library's allocator take memory in larger steps, and keep what it has.
+
+    What costs a system call nothing costs a guest an exit of its machine, thirty times as much.
+    """
+    try:
+        for number, value in ((_M_MMAP_THRESHOLD, _LARGE), (_M_TOP_PAD, _STEP), (_M_TRIM_THRESHOLD, _NEVER)):
+            _mallopt(number, value)
+    except (AttributeError, OSError):
+        pass  # another C library
 
 
 def view_at(address: int, length: int, *, writable: bool = False) -> memoryview:
