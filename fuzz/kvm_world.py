@@ -17,7 +17,7 @@ import time
 import traceback
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fuzz import kvm_model as rules
 from fuzz.kvm_model import PAGE, WORD, Model, Wrong, contents
@@ -287,8 +287,11 @@ def _take(fd: int, size: int) -> bytes:
 class Child:
     """A process with a world in it, started when it is first needed, and again when it has died."""
 
+    _all: ClassVar[list[Child]] = []
+
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        Child._all.append(self)
 
     def play(self, data: bytes) -> None:
         """See ``World.play``.
@@ -314,6 +317,12 @@ class Child:
         said = _take(fd, int.from_bytes(head, "little"))
         if said:
             raise AssertionError(said.decode())
+
+    @classmethod
+    def end_all(cls) -> None:
+        """End all processes; each starts again when it is needed."""
+        for child in cls._all:
+            child.end()
 
     def end(self) -> None:
         """End the process."""
