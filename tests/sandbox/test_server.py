@@ -345,7 +345,8 @@ except SandboxError as error:
 
     def test_an_interrupt_leaves_no_cell_and_no_descriptor(self, kind: str, tmp_path: Path) -> None:
         program = """
-import random
+import random, sys
+sys.unraisablehook = lambda report: None  # an interrupt that strikes in a finaliser is only reported there
 make()
 before = open_fds()
 cell = KvmCell(direct=False) if KIND == "kvm" else ProcessCell(direct=False)
