@@ -16,9 +16,6 @@ from instar.core.errors import SandboxError
 from instar.sandbox.cell import Grant
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from tests.sandbox.cells import Ask
 
     from instar.sandbox.files import GrantedFile
@@ -96,17 +93,6 @@ CALLS: tuple[tuple[str, int, tuple[int, ...], int], ...] = (
     ("madvise where nothing is", 28, (1 << 20, 4096, 4), ENOMEM),
     ("madvise of nothing", 28, (1 << 20, 0, 4), 0),
 )
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Iterator[list[Grant]]:
-    fds = []
-    for name in ("r", "w", "rw"):
-        (tmp_path / name).write_bytes(b"x" * 8192)
-        fds.append(os.open(tmp_path / name, os.O_RDWR))
-    yield [Grant(fd, mode, 8192) for fd, mode in zip(fds, ("r", "w", "rw"), strict=True)]
-    for fd in fds:
-        os.close(fd)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -25,7 +25,7 @@ from instar.sandbox.process import seal
 from instar.sandbox.process.policy import FD_FILES, RULES, Rule, build_filter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from tests.sandbox.cells import Ask
 
@@ -71,18 +71,6 @@ REQUESTS = {
     "FIOCLEX": 0x5451,
     "FICLONE": 0x40049409,
 }
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Iterator[list[Grant]]:
-    """File 0 for reading, 1 for writing, 2 for both."""
-    fds = []
-    for name in ("r", "w", "rw"):
-        (tmp_path / name).write_bytes(b"x" * 8192)
-        fds.append(os.open(tmp_path / name, os.O_RDWR))
-    yield [Grant(fd, mode, 8192) for fd, mode in zip(fds, ("r", "w", "rw"), strict=True)]
-    for fd in fds:
-        os.close(fd)
 
 
 @pytest.fixture

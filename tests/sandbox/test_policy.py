@@ -18,7 +18,7 @@ from instar.sandbox.cell import Grant
 from instar.sandbox.process.policy import FD_FILES, RULES, Rule, build_filter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.sandbox.cells import Ask
@@ -29,18 +29,6 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="raw call
 
 _KILLED = "a system call that no cell may make"
 _TIME = ctypes.create_string_buffer(16)
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Iterator[list[Grant]]:
-    """File 0 for reading, 1 for writing, 2 for both; each with 8 KiB. All are opened for both."""
-    fds = []
-    for name in ("r", "w", "rw"):
-        (tmp_path / name).write_bytes(b"x" * 8192)
-        fds.append(os.open(tmp_path / name, os.O_RDWR))
-    yield [Grant(fd, mode, 8192) for fd, mode in zip(fds, ("r", "w", "rw"), strict=True)]
-    for fd in fds:
-        os.close(fd)
 
 
 @pytest.mark.parametrize("kind", KINDS)

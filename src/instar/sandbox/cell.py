@@ -117,7 +117,7 @@ class Isolation:
         reasons = []
         cells: list[Cell] = []
         for kind in kinds:
-            make, reason = _find(kind)
+            make, reason = find(kind)
             if reason is None:
                 cells.append(make(direct=self.single_threaded))
             else:
@@ -167,7 +167,7 @@ class _Strongest:
                 self.name = self._cells[0].name
 
 
-def _find(kind: str) -> tuple[Callable[..., Cell], str | None]:
+def find(kind: str) -> tuple[Callable[..., Cell], str | None]:
     """Return what makes cells of a kind, and why it cannot be had here."""
     if kind == "kvm":
         from instar.sandbox.kvm.cell import KvmCell, why_unavailable

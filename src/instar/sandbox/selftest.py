@@ -17,7 +17,7 @@ import resource
 import time
 
 from instar.core.errors import SandboxError
-from instar.sandbox.cell import Grant, Limits
+from instar.sandbox.cell import Grant, Limits, find
 from instar.sandbox.kernel import number_of, syscall
 from instar.sandbox.process.policy import FD_FILES
 
@@ -275,14 +275,8 @@ def self_test(kinds: Sequence[str] = KINDS, *, quick: bool = False) -> list[dict
 
 def _maker(kind: str) -> tuple[Make, str | None]:
     """Return what makes a cell of a kind, and why it cannot be had here."""
-    if kind == "kvm":
-        from instar.sandbox.kvm.cell import KvmCell, why_unavailable
-
-        return (lambda guest: KvmCell(direct=True, guest=guest)), why_unavailable()
-    from instar.sandbox.process.cell import ProcessCell
-    from instar.sandbox.process.cell import why_unavailable as why_no_process
-
-    return (lambda guest: ProcessCell(direct=True, guest=guest)), why_no_process()
+    cell, reason = find(kind)
+    return (lambda guest: cell(direct=True, guest=guest)), reason
 
 
 def examine(make: Make, *, quick: bool = False, trials: Sequence[Trial] = TRIALS) -> dict[str, Wire]:

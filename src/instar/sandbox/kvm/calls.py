@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from instar.sandbox.cell import Grant
     from instar.sandbox.kvm.memory import GuestMemory
 
-_EINTR, _EBADF, _ENOMEM, _EFAULT, _EINVAL, _EFBIG = 4, 9, 12, 14, 22, 27
+_EINTR, _ENOMEM, _EFAULT, _EINVAL, _EFBIG = 4, 12, 14, 22, 27
 _MAP_FIXED = 0x10
 _MREMAP_MAYMOVE = 1
 _DONTNEED = 4
