@@ -109,7 +109,7 @@ def _launch(folder: Path) -> list[Way]:
     file = folder / "file"
     file.write_bytes(b"x")
     return [
-        *_cells("empty", file, ("kvm", "process")),
+        *_cells("empty", file, ("kvm-in-advance", "kvm", "process")),
         Way("qemu-img create", (QEMU, "create", "-q", "-f", "qcow2", folder / "theirs.qcow2", "1G")),
     ]
 
@@ -131,17 +131,18 @@ def _advance(folder: Path) -> list[Way]:
     ]
 
 
-def _bulk(folder: Path) -> list[Way]:
+def _bulk(folder: Path, piece: int) -> list[Way]:
     file = folder / "file"
     with file.open("wb") as out:
         for number in range(1024):
             out.write(bytes([number & 0xFF]) * (1 << 20))
-    return _cells("bulk", file, ("kvm", "outside", "process"))
+    return _cells(str(piece), file, ("kvm", "outside", "process"))
 
 
 CASES = (
     Case("launch", "a cell with nothing to do, from its order to its reply", 50, _launch),
-    Case("bulk", "read 1 GiB in pieces of 1 MiB, in a cell and outside", 7, _bulk),
+    Case("bulk", "read 4 GiB in pieces of 8 MiB, in a cell and outside", 7, partial(_bulk, piece=8 << 20)),
+    Case("small", "read 4 GiB in pieces of 1 MiB, in a cell and outside", 5, partial(_bulk, piece=1 << 20)),
     Case("library", "create qcow2 1 GiB: library call against a process", 41, _library),
     Case("advance", "create qcow2 1 GiB: library call every 50 ms", 41, _advance),
     Case("command", "create qcow2 1 GiB: command line", 41, _command),

@@ -56,6 +56,11 @@ def server_pid():
             return pid
     return 0
 
+def the_server():
+    # For who wants to kill it: number 0 would be everybody here.
+    assert wait_until(server_pid), "there is no server"
+    return server_pid()
+
 def one_cell():
     # An order is carried out some moments after it was given.
     wait_until(lambda: children(server_pid()))
@@ -73,7 +78,7 @@ def adopt():
 
 def run(program: str, folder: Path, kind: str, *, python: str = sys.executable, **options: object) -> str:
     """Run a program to its end and return what it printed; its standard error must stay empty."""
-    adopt = "adopt()\n" if "server_pid" in program or "one_cell" in program else ""
+    adopt = "adopt()\n" if any(word in program for word in ("the_server", "server_pid", "one_cell")) else ""
     done = subprocess.run(  # type: ignore[call-overload]
         [python, "-W", "error", "-c", _BEGIN + adopt + program, str(folder), kind],
         capture_output=True,

@@ -276,7 +276,7 @@ running = start()
 cell = one_cell()
 __import__("select").select([running.up], [], [], 20)  # it says that it is sealed, and so bound to its server
 os.kill(cell, signal.SIGSTOP)
-os.kill(server_pid(), signal.SIGKILL)
+os.kill(the_server(), signal.SIGKILL)
 try:
     converse(running, b"", Limits(wall_seconds=20), None)
 except SandboxError as error:

@@ -32,10 +32,14 @@ def let_signals(held: set[int]) -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, held)
 
 
-def hold_all_signals_but(lethal: int, *handled: int) -> None:
-    """Block every signal save ``lethal``, which gets its default effect, and those that this process handles."""
-    _signal.signal(lethal, _signal.SIG_DFL)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, set(_signal.valid_signals()) - {lethal, *handled})
+def hold_all_signals_but(*heard: int) -> None:
+    """Block every other signal."""
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, set(_signal.valid_signals()) - {*heard})
+
+
+def make_lethal(number: int) -> None:
+    """Give a signal its default effect."""
+    _signal.signal(number, _signal.SIG_DFL)
 
 
 def above_stdio(fd: int) -> int:

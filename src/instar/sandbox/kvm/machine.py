@@ -117,13 +117,12 @@ class Machine:
         """Return the machine's processor."""
         return self._vcpu
 
-    def start(self, files: Sequence[Grant], file_bytes: int) -> None:
-        """Run the guest up to its first system call, which shows that the machine works. For ``files`` see ``Calls``.
+    def start(self) -> None:
+        """Run the guest up to its first system call, which shows that the machine works.
 
         Raises:
             Death: it does not.
         """
-        self.calls = Calls(self._memory, files, heap=self._layout.heap, file_bytes=file_bytes)
         self._vcpu.set_registers(*self._entry)
         stop = self._vcpu.run()
         while type(stop) is Interrupted:
@@ -131,6 +130,10 @@ class Machine:
         if not _is_call(stop):
             raise self._death(stop)
         self._stop = stop
+
+    def grant(self, files: Sequence[Grant], file_bytes: int) -> None:
+        """Say which files the guest has, and how long it may make them (see ``Calls``)."""
+        self.calls = Calls(self._memory, files, heap=self._layout.heap, file_bytes=file_bytes)
 
     def run(self) -> int:
         """Run the guest from its first system call to its end, and return the code that it ends with.

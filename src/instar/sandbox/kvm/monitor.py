@@ -13,7 +13,7 @@ from instar.sandbox.cell import Limits
 from instar.sandbox.kvm.device import GET_SREGS, RUN, Kvm
 from instar.sandbox.kvm.machine import Death, Machine
 from instar.sandbox.kvm.native import ask_seldom_for_memory
-from instar.sandbox.posix import tick
+from instar.sandbox.posix import hold_all_signals_but, tick
 from instar.sandbox.process.channel import CAUSES, CODE_CAUSES
 from instar.sandbox.process.policy import FD_FILES, RULES, Rule
 from instar.sandbox.process.seal import seal
@@ -55,14 +55,30 @@ class Monitor:
         self._deadline = 0.0
         self._started = False
         os.close(kvm)
+        self._tick = tick(_TICK_SECONDS, self._look_at_the_clocks)
 
     @property
     def processor_fd(self) -> int:
         """Return the descriptor of the machine's processor; all others are closed."""
         return self._machine.processor.fd
 
+    def start_in_advance(self) -> None:
+        """Have the guest run up to its first system call before ``seal``; no order will have to wait for that.
+
+        From here on this process can enter no namespaces: newer kernels have made a thread for KVM in it.
+
+        Raises:
+            Death: the machine does not work.
+        """
+        hold_all_signals_but(self._tick)
+        self._start()
+
+    def _start(self) -> None:
+        self._machine.start()
+        self._started = True
+
     def seal(self, files: Sequence[Grant], limits: Limits, parent: int, *, namespaces: bool) -> None:
-        """Give up what is not needed any more (see ``process.seal``), and see that the machine works.
+        """Give up what is not needed any more (see ``process.seal``), and start the machine if that is yet to be done.
 
         The descriptors have been arranged, the processor's behind the files.
 
@@ -78,7 +94,6 @@ class Monitor:
             cpu_seconds=max(limits.cpu_seconds, _START_SECONDS) + 1,
             file_bytes=limits.file_bytes,
         )
-        signal = tick(_TICK_SECONDS, self._look_at_the_clocks)
         seal(
             files,
             own,
@@ -86,10 +101,11 @@ class Monitor:
             namespaces=namespaces,
             rules=MONITOR_RULES,
             processor=(self.processor_fd, [RUN, GET_SREGS]),
-            signals=(signal,),
+            signals=(self._tick,),
         )
-        self._machine.start(files, limits.file_bytes)
-        self._started = True
+        self._machine.grant(files, limits.file_bytes)
+        if not self._started:
+            self._start()
 
     def run(self, channel: CellChannel) -> int:
         """Run the guest and return the code to end with, having said through ``channel`` how it died."""

@@ -110,6 +110,8 @@ def become_cell(
 
             try:
                 monitor = Monitor(kvm, body, memory)
+                if spare:
+                    monitor.start_in_advance()
             except Exception as error:
                 if spare:
                     os._exit(CODE_UNSEALED)  # the order that will come may find better times

@@ -12,7 +12,7 @@ import resource
 import struct
 
 from instar.sandbox.kernel import address_of, syscall
-from instar.sandbox.posix import hold_all_signals_but
+from instar.sandbox.posix import hold_all_signals_but, make_lethal
 from instar.sandbox.process.policy import AUDIT_ARCH, FD_DOWN, FD_FILES, FD_UP, RULES, build_filter
 
 TYPE_CHECKING = False
@@ -219,6 +219,7 @@ def seal(
         SealError, OSError: a step that must not fail failed.
     """
     # The host ends a cell, no signal does. What is sent to the whole terminal (Ctrl-C) passes it by.
+    make_lethal(_SIGXCPU)
     hold_all_signals_but(_SIGXCPU, *signals)
     if namespaces:
         leave_namespaces()
