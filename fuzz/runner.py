@@ -16,9 +16,13 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, NoReturn
 
+from fuzz.structure import change_number, places
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import FrameType, ModuleType
+
+    from fuzz.structure import Place
 
 HERE = Path(__file__).parent
 REGRESSIONS = HERE / "regressions"
@@ -28,10 +32,6 @@ IMAGES = HERE.parent / "tests" / "images"
 #: Seconds of processor time that no input may take; a cell that describes an image has 20.
 PATIENCE = 10.0
 MAX_INPUT = 16 << 20
-_INTERESTING = (
-    *(0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 32),
-    *(1 << 55, (1 << 56) - 512, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1),
-)
 
 
 class Broken(Exception):
@@ -99,6 +99,11 @@ def run_one(name: str, data: bytes) -> None:
         raise Broken(name, data, error) from error
 
 
+def mutables(name: str) -> list[Mutable]:
+    """Return the seeds of a target, with what is known of their structures."""
+    return [Mutable(data, places(load(name).one_input, data)) for data in seeds(name)]
+
+
 def run(name: str, seconds: float, number: int) -> int:
     """Give a target its seeds and mutants of them for some time; return how many inputs it took.
 
@@ -106,7 +111,7 @@ def run(name: str, seconds: float, number: int) -> int:
         Broken: see ``run_one``.
     """
     chance = random.Random(f"{name} {number}")
-    corpus = [Mutable(data) for data in seeds(name)]
+    corpus = mutables(name)
     repair = getattr(load(name), "repair", None)
     deadline = time.monotonic() + seconds
     count = 0
@@ -123,10 +128,14 @@ def run(name: str, seconds: float, number: int) -> int:
 
 
 class Mutable:
-    """A seed, and where in it something stands: images are mostly zeros, and a change there says little."""
+    """A seed, and where in it something stands: images are mostly zeros, and a change there says little.
 
-    def __init__(self, data: bytes) -> None:
+    ``places`` are those of the fields of its structures, if that is known.
+    """
+
+    def __init__(self, data: bytes, places: Sequence[Place] = ()) -> None:
         self.data = data
+        self.places = places
         blank = bytes(64)
         blocks = [at for at in range(0, len(data), 64) if data[at : at + 64] != blank[: len(data) - at]]
         self.spots = blocks or [0]
@@ -142,6 +151,11 @@ class Mutable:
         for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
             if not out:
                 out += chance.randbytes(chance.randrange(1, 64))
+            if self.places and chance.random() < 0.5:
+                place, width, order = chance.choice(self.places)
+                if place < len(out):
+                    change_number(chance, out, place, width, order)
+                continue
             at = self._place(chance, len(out))
             kind = chance.random()
             if kind < 0.15:
@@ -149,7 +163,8 @@ class Mutable:
             elif kind < 0.3:
                 out[at] = chance.randrange(256)
             elif kind < 0.75:
-                self._number(chance, out, at)
+                width = chance.choice((1, 2, 4, 4, 8, 8))
+                change_number(chance, out, at - at % width, width, chance.choice(("big", "little")))
             elif kind < 0.8:
                 del out[at : at + chance.randrange(1, 64)]
             elif kind < 0.85:
@@ -167,24 +182,3 @@ class Mutable:
                 out[at : at + len(piece)] = piece
         del out[MAX_INPUT:]
         return bytes(out)
-
-    @staticmethod
-    def _number(chance: random.Random, out: bytearray, at: int) -> None:
-        """Overwrite a number, or add a little to it."""
-        width = chance.choice((1, 2, 4, 4, 8, 8))
-        at -= at % width
-        order = "big" if chance.random() < 0.5 else "little"
-        value = int.from_bytes(out[at : at + width], order)  # type: ignore[arg-type]
-        kind = chance.random()
-        if kind < 0.4:
-            value = chance.choice(_INTERESTING)
-        elif kind < 0.7:
-            value += chance.choice((-512, -8, -2, -1, 1, 2, 8, 512, 65536))
-        elif kind < 0.8:
-            value = len(out) + chance.choice((-512, -1, 0, 1, 512))
-        elif kind < 0.9:
-            value <<= chance.randrange(1, 16)
-        else:
-            value = chance.getrandbits(8 * width)
-        end = min(at + width, len(out))
-        out[at:end] = (value % (1 << 8 * width)).to_bytes(width, order)[: end - at]  # type: ignore[arg-type]
