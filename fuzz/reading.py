@@ -32,6 +32,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "refcount_bits=1,cluster_size=512",
         "compression_type=zstd,lazy_refcounts=on",
     ),
+    "qed": ("cluster_size=4k,table_size=2", "cluster_size=8k,table_size=4"),
+    "qcow": ("",),
     "vmdk": ("", "subformat=streamOptimized", "zeroed_grain=on"),
     "vpc": ("", "subformat=fixed", "force_size=on"),
     "vhdx": ("block_size=1M", "subformat=fixed,block_state_zero=off,block_size=1M"),
@@ -90,7 +92,7 @@ def images(format: str) -> Iterator[bytes]:
     """Yield the seeds of a format."""
     for options in VARIANTS[format]:
         yield image(format, options)
-    if format in ("qcow2", "vmdk"):
+    if format in ("qcow2", "qed", "qcow", "vmdk"):
         yield image(format, "", backing="base.img")
 
 
