@@ -1,0 +1,1 @@
+"""qed: QEMU enhanced disk. See README.md in this folder."""
