@@ -1,0 +1,17 @@
+"""Describe whatever claims to be a parallels image."""
+
+from __future__ import annotations
+
+from fuzz.reading import images, read
+
+__all__ = ["one_input", "seeds"]
+
+
+def seeds() -> list[bytes]:
+    """Return images out of our own planner."""
+    return list(images("parallels"))
+
+
+def one_input(data: bytes) -> None:
+    """Any bytes give a value or an ``ImageError``."""
+    read("parallels", data, check=False)

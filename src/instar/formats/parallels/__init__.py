@@ -1,0 +1,1 @@
+"""parallels: Parallels' expandable disk image. See README.md in this folder."""

@@ -1,0 +1,1 @@
+"""vdi: VirtualBox's disk image. See README.md in this folder."""
