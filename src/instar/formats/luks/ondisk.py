@@ -1,4 +1,4 @@
-"""The LUKS1 header on disk, as far as a reader of qcow2 needs it.
+"""The LUKS1 header on disk, and the names that it may hold.
 
 Law: every number that stands in a header, and every limit it is compared with, is here and nowhere else.
 "Spec" is the LUKS On-Disk Format Specification, version 1.2.3; all numbers are big endian.
@@ -7,6 +7,7 @@ Law: every number that stands in a header, and every limit it is compared with, 
 from __future__ import annotations
 
 from instar.core.record import Record
+from instar.core.units import align_up, ceil_div
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     b32 = bytes
     b40 = bytes
 
+FORMAT = "luks"
 #: Spec, figure 1.
 MAGIC = b"LUKS\xba\xbe"
 VERSION = 1
@@ -31,6 +33,10 @@ STRIPES = 4000
 SECTOR = 512
 #: cryptsetup and QEMU keep the first key material, and each length of it, at a multiple of 4096 bytes.
 KEY_ALIGNMENT_SECTORS = 8
+#: Spec, figure 1: bytes of a digest of the master key, of a salt; section 4.2: a key is derived at least so often.
+DIGEST_SIZE = 20
+SALT_SIZE = 32
+MIN_ITERATIONS = 1000
 
 
 class Header(Record, endian=">"):
@@ -42,7 +48,7 @@ class Header(Record, endian=">"):
     cipher_name: b32
     cipher_mode: b32
     hash_spec: b32
-    #: Sector in which the encrypted data starts.
+    #: Sector in which the encrypted data starts; 0 if it is in another file.
     payload_offset: u32
     #: Bytes of the master key.
     key_bytes: u32
@@ -73,6 +79,10 @@ CIPHERS: dict[str, tuple[int, ...]] = {
     "serpent": (16, 24, 32),
     "twofish": (16, 24, 32),
 }
+#: Known since QEMU 9.0.
+CIPHERS_9_0: dict[str, tuple[int, ...]] = {"sm4": (16,)}
+#: Bytes of a block of those that do not have 16.
+BLOCK_SIZES: dict[str, int] = {"cast5": 8}
 CIPHER_MODES = ("ecb", "cbc", "xts", "ctr")
 IV_GENERATORS = ("plain", "plain64", "essiv")
 #: Hashes that QEMU knows, with the bytes of their digests.
@@ -87,3 +97,30 @@ HASHES: dict[str, int] = {
 }
 #: Known since QEMU 9.2.
 HASHES_9_2: dict[str, int] = {"sm3": 32}
+#: QEMU takes these to be of one family each: ESSIV's cipher is the member whose key is as long as the digest.
+FAMILIES = ("aes", "serpent", "twofish")
+
+
+def block_size(cipher: str) -> int:
+    """Return the bytes of a block of a cipher."""
+    return BLOCK_SIZES.get(cipher, 16)
+
+
+def material_sectors(key_bytes: int) -> int:
+    """Return the sectors that the key material of one slot takes for a master key of ``key_bytes``."""
+    return align_up(ceil_div((key_bytes * STRIPES) & 0xFFFFFFFF, SECTOR), KEY_ALIGNMENT_SECTORS)
+
+
+def header_bytes(key_bytes: int) -> int:
+    """Return where the encrypted data starts in bytes: behind the header and the material of all key slots."""
+    return (KEY_ALIGNMENT_SECTORS + KEY_SLOTS * material_sectors(key_bytes)) * SECTOR
+
+
+def essiv_key_bytes(cipher: str, key_bytes: int, digest: int) -> int | None:
+    """Return the key size of the cipher that encrypts ESSIV's sector numbers, ``None`` if there is none.
+
+    dm-crypt takes the whole digest of the key for a key of the same cipher.
+    """
+    if digest == key_bytes or (cipher in FAMILIES and digest in CIPHERS[cipher]):
+        return digest
+    return None
