@@ -20,6 +20,7 @@ def test_defaults_are_those_of_qemu() -> None:
         "log_size": MiB,
         "block_size": 8 * MiB,
         "block_state_zero": True,
+        "preallocation": "off",
     }
 
 
@@ -94,13 +95,48 @@ def test_a_bad_subformat_is_found_before_anything_else() -> None:
     assert "dynamic, fixed" in str(caught.value)
 
 
-def test_takes_no_backing_file() -> None:
-    with pytest.raises(OptionError, match="backing file"):
-        options.resolve(MiB, settings(), Backing("b", "vhdx"))
+def parent(*, name: str = "p.vhdx", format: str = "vhdx", identity: bytes | None = b"?" * 44) -> Backing:
+    return Backing(name, format, virtual_size=MiB, identity=identity, relative=name, absolute=f"/{name}")
+
+
+def test_a_child_has_no_zero_blocks_which_would_hide_its_parent() -> None:
+    assert options.resolve(MiB, settings(), parent())["block_state_zero"] is False
+
+
+@pytest.mark.parametrize(
+    ("size", "given", "backing", "code"),
+    [
+        (MiB, {"subformat": "fixed"}, parent(), "vhdx-fixed-parent"),
+        (MiB, {"block_state_zero": "on"}, parent(), "vhdx-zero-parent"),
+        (MiB, {}, parent(format="vpc"), "vhdx-parent-format"),
+        (MiB, {}, parent(identity=None), "vhdx-parent"),
+        (MiB, {}, parent(name="a\\b"), "vhdx-parent-name"),
+        (MiB, {}, parent(name="\udcff"), "vhdx-parent-name"),
+        (MiB, {}, parent(name="a" * 4095), "vhdx-parent-name"),
+        (MiB + 512, {}, parent(), "vhdx-parent-size"),
+        (MiB - 512, {}, parent(), "vhdx-parent-size"),
+        (MiB, {"block_state_zero": "on", "preallocation": "falloc"}, None, "vhdx-zero-preallocation"),
+        (MiB, {"preallocation": "on"}, None, "bad-choice"),
+    ],
+)
+def test_refuses_what_a_parent_or_preallocation_excludes(
+    size: int, given: dict[str, str], backing: Backing | None, code: str
+) -> None:
+    with pytest.raises(OptionError) as caught:
+        options.resolve(size, settings(**given), backing)
+    assert caught.value.code == code
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("subformat", options.SUBFORMAT.choices)
+@pytest.mark.parametrize("mode", ["metadata", "falloc", "full"])
+def test_preallocated_blocks_are_in_the_file_from_the_start(subformat: str, mode: str) -> None:
+    chosen = resolve(MiB, subformat=subformat, preallocation=mode)
+    assert (chosen["preallocation"], chosen["block_state_zero"]) == (mode, False)
 
 
 @needs_qemu_img
 def test_options_are_listed_as_qemu_lists_them() -> None:
     shown = qemu_img("create", "-f", "vhdx", "-o", "help").stdout.splitlines()[1:]
     theirs = [line for line in shown if line.startswith("  ")]
-    assert theirs == sorted(row.help_line() for row in options.CREATE)
+    assert theirs == sorted(row.help_line() for row in options.CREATE if not row.extension)

@@ -162,7 +162,7 @@ HEADER_CASES: dict[str, tuple[dict[int, bytes], bool, tuple[str, str] | None]] =
     "65 TiB": ({ITEMS + 8: u64(65 * TiB)}, True, ("too-large", "virtual_disk_size")),
     "2^64 - 1": ({ITEMS + 8: u64((1 << 64) - 1)}, True, ("too-large", "virtual_disk_size")),
     "odd size": ({ITEMS + 8: u64(1000)}, True, None),
-    "sectors of 4096": ({ITEMS + 32: u32(4096)}, True, ("unsupported-feature", "logical_sector_size")),
+    "sectors of 8192": ({ITEMS + 32: u32(8192)}, True, ("unsupported-feature", "logical_sector_size")),
     "sectors of 0": ({ITEMS + 32: u32(0)}, True, ("unsupported-feature", "logical_sector_size")),
     "physical sectors of 7": ({ITEMS + 36: u32(7)}, True, None),
     "block past the end": (entry(0, GiB | 6), True, ("corrupt", "file_offset")),
@@ -237,13 +237,22 @@ def test_a_region_may_lie_behind_the_blocks() -> None:
             info(changed(moved | entry(0, 8 * MiB | 6) | entry(1, offset * MiB | 6), length=64 * MiB))
 
 
+def test_reads_disks_with_sectors_of_4096_bytes_which_qemu_refuses() -> None:
+    facts = info(changed({ITEMS + 32: u32(4096) * 2, ITEMS + 8: u64(64 * MiB + 512)}))
+    assert (facts.virtual_size, facts.extra["logical_sector_size"]) == (64 * MiB, 4096)
+    # A chunk has eight times the blocks, so the entry that would be a sector bitmap's is a block's.
+    disk = parse.load(changed({ITEMS + 32: u32(4096)}, size=40 * GiB, block_size="256M"))
+    assert (disk.ratio, disk.bat_entries) == (128, 161)
+
+
 def test_names_the_parent_of_a_differencing_disk() -> None:
     facts = info(changed(locator(PARENT) | both(TABLES, 40, u32(MiB))))
     assert facts.extra["subformat"] == "differencing"
     assert facts.extra["parent_linkage"] == PARENT[0][1]
     (parent,) = facts.references
     assert (parent.role, parent.format, parent.required) == ("backing", "vhdx", False)
-    assert parent.name == ".\\base é.vhdx".encode()
+    assert parent.name == "./base é.vhdx".encode()
+    assert facts.extra["parent_identity"] == ondisk.guid(PARENT[0][1].strip("{}"))
     assert ImageFacts.from_wire(facts.to_wire()).backing is not None
 
 

@@ -5,6 +5,7 @@ from tests.support import needs_qemu_img, qemu_img
 
 from instar.core.errors import OptionError
 from instar.core.options import Settings, read_settings
+from instar.core.plan import Backing
 from instar.formats.vpc.options import CREATE, resolve
 
 LIMIT = 0xFF000000 * 512
@@ -21,11 +22,20 @@ def code_of(size: int, **values: str) -> str:
 
 
 def test_fills_in_the_defaults() -> None:
-    assert resolve(1 << 20, given(), None) == {"subformat": "dynamic", "force_size": False, "block_size": 2 << 20}
+    assert resolve(1 << 20, given(), None) == {
+        "subformat": "dynamic",
+        "force_size": False,
+        "preallocation": "off",
+        "block_size": 2 << 20,
+    }
 
 
 def test_a_fixed_disk_has_no_block_size() -> None:
-    assert resolve(1, given(subformat="fixed", force_size="on"), None) == {"subformat": "fixed", "force_size": True}
+    assert resolve(1, given(subformat="fixed", force_size="on"), None) == {
+        "subformat": "fixed",
+        "force_size": True,
+        "preallocation": "off",
+    }
 
 
 @pytest.mark.parametrize("block_size", ["512k", "1M", "2M", "256M"])
@@ -42,6 +52,40 @@ def test_rejects_other_block_sizes(block_size: str) -> None:
 
 def test_rejects_a_block_size_for_a_fixed_disk() -> None:
     assert code_of(1, subformat="fixed", block_size="2M") == "vpc-block-size-fixed"
+
+
+def parent(*, name: str = "p.vhd", format: str = "vpc", identity: bytes | None = b"?" * 28) -> Backing:
+    return Backing(name, format, virtual_size=10514432, identity=identity, relative=name, absolute=f"/{name}")
+
+
+@pytest.mark.parametrize("size", [10514432, 10 << 20])
+def test_a_child_has_the_size_of_its_parent_or_what_that_was_made_for(size: int) -> None:
+    assert resolve(size, given(), parent())["subformat"] == "dynamic"
+
+
+@pytest.mark.parametrize(
+    ("size", "values", "backing", "code"),
+    [
+        (10 << 20, {"subformat": "fixed"}, parent(), "vpc-fixed-parent"),
+        (10 << 20, {"force_size": "on"}, parent(), "vpc-parent-force-size"),
+        (10 << 20, {"force_size": "off"}, parent(), "vpc-parent-force-size"),
+        (10 << 20, {}, parent(format="vhdx"), "vpc-parent-format"),
+        (10 << 20, {}, parent(identity=None), "vpc-parent"),
+        (10 << 20, {}, parent(name="a\\b"), "vpc-parent-name"),
+        (10 << 20, {}, parent(name="\udc80"), "vpc-parent-name"),
+        (11 << 20, {}, parent(), "vpc-parent-size"),
+        (512, {}, parent(), "vpc-parent-size"),
+        (512, {"subformat": "fixed", "preallocation": "metadata"}, None, "vpc-fixed-metadata"),
+        (512, {"preallocation": "on"}, None, "bad-choice"),
+    ],
+)
+def test_refuses_what_a_parent_or_preallocation_excludes(
+    size: int, values: dict[str, str], backing: Backing | None, code: str
+) -> None:
+    with pytest.raises(OptionError) as caught:
+        resolve(size, given(**values), backing)
+    assert caught.value.code == code
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("subformat", ["foo", "", "Fixed", "on"])

@@ -206,7 +206,10 @@ URL = (PLATFORM_MACX, b"file:///p%C3%A4re.vhd")
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        ([ABSOLUTE, RELATIVE, URL], ".\\päre.vhd".encode()),
+        ([ABSOLUTE, RELATIVE, URL], "./päre.vhd".encode()),
+        ([(PLATFORM_W2RU, "..\\a\\p.vhd".encode("utf-16-le"))], b"../a/p.vhd"),
+        ([(PLATFORM_W2KU, "\\a\\p.vhd".encode("utf-16-le"))], b"/a/p.vhd"),
+        ([(PLATFORM_W2KU, "\\\\host\\p.vhd".encode("utf-16-le"))], b"\\\\host\\p.vhd"),
         ([URL, ABSOLUTE], "C:\\päre.vhd".encode()),
         ([URL], b"file:///p%C3%A4re.vhd"),
         ([(PLATFORM_MAC, b"alias")], "hdr😀.vhd".encode()),

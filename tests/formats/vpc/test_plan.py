@@ -5,11 +5,12 @@ import os
 import uuid
 
 import pytest
-from tests.formats.vpc.images import MiB, generations, image, plan
+from tests.formats.vpc.images import MiB, generations, image, plan, reader
 from tests.support import apply_plan, needs_qemu_img, qemu_img, qemu_info, run, same_bytes
 
-from instar.core.plan import Seed
-from instar.formats.vpc.ondisk import EPOCH, Footer, Header, checksum_of
+from instar.core.plan import Backing, Seed
+from instar.formats.vpc.ondisk import EPOCH, Footer, Header, Identity, checksum_of
+from instar.formats.vpc.parse import info
 from instar.formats.vpc.plan import create
 
 SIZES = [0, 1, 511, 512, 513, 4096, 34816, 34817, MiB, MiB + 1, 10 * MiB, 504 * MiB, 1 << 30, (10 << 30) + 512]
@@ -102,6 +103,39 @@ def test_date_counts_from_2000_and_stays_in_its_field(time: int, stamp: int) -> 
 
 def test_same_seed_same_bytes() -> None:
     assert image(plan(10 * MiB)) == image(plan(10 * MiB))
+
+
+@pytest.mark.parametrize("mode", ["metadata", "falloc", "full"])
+@pytest.mark.parametrize("size", [1, 10 * MiB, 2040 << 30])
+def test_plans_of_preallocated_disks_name_each_block_once(size: int, mode: str) -> None:
+    options = {"subformat": "dynamic", "force_size": True, "block_size": 256 * MiB, "preallocation": mode}
+    made = create(size, options, Seed())
+    made.check()
+    blocks = -(-size // (256 * MiB))
+    bitmaps = [item for item in made.items if item.label == "sector bitmap"]
+    assert [item.length for item in bitmaps] == [65536] * blocks
+    assert bitmaps[-1].offset + 65536 + 256 * MiB + 512 == made.sizes[0] <= 1 << 41
+
+
+@pytest.mark.parametrize(
+    ("chs", "sectors", "creator"),
+    [((302, 4, 17), 302 * 4 * 17, b"qemu"), ((302, 4, 17), 20480, b"qem2"), ((65535, 16, 255), 20480, b"qem2")],
+)
+def test_a_child_means_its_parents_size_to_all_programs(
+    chs: tuple[int, int, int], sectors: int, creator: bytes
+) -> None:
+    identity = Identity(
+        unique_id=b"p" * 16, current_size=sectors * 512, cylinders=chs[0], heads=chs[1], sectors_per_track=chs[2]
+    )
+    backing = Backing("p", "vpc", identity=identity.pack(), relative="p", absolute="/p")
+    options = {"subformat": "dynamic", "force_size": False, "block_size": 2 * MiB, "preallocation": "off"}
+    data = image(create(MiB, options, Seed(backing=backing)))
+    footer = Footer.unpack(data)
+    assert (footer.current_size, footer.original_size, footer.creator_app) == (sectors * 512, sectors * 512, creator)
+    for generation in ((7, 2), (10, 0)):
+        found = info(reader(data), (), generation=generation)
+        assert found.virtual_size == sectors * 512
+        assert found.extra["parent_identity"] == b"p" * 16
 
 
 def test_golden_dynamic() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 #: By ``OptionError.code``; templates over the error's values. ``bad-choice`` is worded alike for all formats.
 QEMU: dict[str, str] = {
-    "vhdx-backing": "Backing file not supported for file format 'vhdx'",
     "vhdx-size": "Image size too large; max of 64TB",
     "vhdx-log-size-max": "Log size must be smaller than 4 GB",
     "vhdx-log-size": "Log size must be a multiple of 1 MB",
@@ -29,9 +28,12 @@ QEMU_OPEN: dict[tuple[str, str], str] = {
     ("corrupt", "log_offset"): _INVALID,
     ("corrupt", "log_version"): _INVALID,
     ("corrupt", "log_length"): _INVALID,
-    ("unsupported-feature", "log_guid"): _REPLAY,
     ("out-of-bounds", "flushed_file_offset"): _REPLAY,
     ("corrupt", "tail"): _REPLAY,
+    ("corrupt", "data_sector"): _REPLAY,
+    ("corrupt", "descriptor_offset"): _REPLAY,
+    ("corrupt", "last_file_offset"): _REPLAY,
+    ("too-large", "descriptor_count"): _REPLAY,
     ("too-large", "entry_length"): _INVALID,
     ("corrupt", "region_table"): _INVALID,
     ("corrupt", "guid"): _INVALID,

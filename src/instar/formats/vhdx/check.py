@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from itertools import compress
 
+from instar.core.errors import ImageError
 from instar.core.finding import Report
 from instar.core.units import MiB, ceil_div
 from instar.formats.vhdx import bat, ondisk
 from instar.formats.vhdx.metadata import REQUIRED_ITEMS
 from instar.formats.vhdx.ondisk import ENTRY_SIZE, OFFSET_MASK, STATE_MASK
-from instar.formats.vhdx.parse import load
+from instar.formats.vhdx.parse import linkages, load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,16 +57,56 @@ def check(image: Reader, parts: Sequence[Reader | None], *, generation: tuple[in
     is found. Blocks that no entry names are no leaks: a fixed image consists of them, and qemu-img counts none.
 
     Raises:
-        ImageError: the image cannot be opened at all, as by ``load``; a log to be replayed is such a case.
+        ImageError: the image cannot be opened at all, as by ``load``.
     """
     disk = load(image)
+    image = disk.image
     report = Report()
     _check_headers(report, disk)
     _check_regions(report, image, disk)
     _check_metadata(report, disk)
+    if disk.metadata.has_parent:
+        _check_locator(report, disk)
+        if parts:
+            _check_lineage(report, disk, parts[0])
     if not _is_sound(image, disk):
         _Table(report, image, disk).run()
     return report
+
+
+def _check_locator(report: Report, disk: Disk) -> None:
+    """Look at how a differencing disk names its parent (2.6.2.6.3)."""
+    locator = disk.metadata.locator
+    offset = disk.metadata_region.file_offset
+    if not linkages(disk):
+        report.add("corruption", "parent locator", "there is no parent_linkage that is a GUID", offset=offset)
+    if not any(locator.get(key.encode()) for key in ondisk.PARENT_PATHS):
+        report.add("corruption", "parent locator", "there is no path to the parent", offset=offset)
+
+
+def _check_lineage(report: Report, disk: Disk, parent: Reader | None) -> None:
+    """Compare a differencing disk with its parent (2.6.2.6.3, 2.6.1.2)."""
+    if parent is None:
+        report.add("warning", "parent", "the parent could not be opened, so it was not compared")
+        return
+    try:
+        above = load(parent)
+    except ImageError as error:
+        report.add("corruption", "parent", f"it cannot be read as a VHDX: {error.structure}: {error.detail}")
+        return
+    accepted, given = linkages(disk), above.current.data_write_guid
+    if accepted and given not in accepted:
+        report.add(
+            "corruption",
+            "parent",
+            f"the parent's data write GUID is {ondisk.guid_text(given)}, but the disk was made for"
+            f" {ondisk.guid_text(accepted[0])}: the parent was written to or replaced",
+        )
+    sector = above.metadata.logical_sector
+    if sector != disk.metadata.logical_sector:
+        report.add("corruption", "parent", f"the parent has sectors of {sector} bytes")
+    if above.virtual_size != disk.virtual_size:
+        report.add("warning", "parent", f"the parent has {above.virtual_size} bytes, the disk {disk.virtual_size}")
 
 
 def _is_sound(image: Reader, disk: Disk) -> bool:
@@ -136,8 +177,14 @@ def _check_headers(report: Report, disk: Disk) -> None:
             report.add("warning", "header", f"{field} is all zeros", offset=offset)
     if header.log_length % ondisk.UNIT or not header.log_length:
         report.add("warning", "header", f"the length of the log is {header.log_length} bytes", offset=offset)
-    if header.log_guid != ondisk.NO_GUID and header.log_length:
-        # ``load`` has refused a log with entries to be replayed.
+    if disk.replayed:
+        report.add(
+            "warning",
+            "log",
+            f"the log holds changes (entries: {disk.replayed}) that are still to be made; they were taken as made",
+            offset=header.log_offset,
+        )
+    elif header.log_guid != ondisk.NO_GUID and header.log_length:
         report.add("corruption", "log", "the log is not empty, but has no valid entry", offset=header.log_offset)
 
 

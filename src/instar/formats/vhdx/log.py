@@ -1,6 +1,6 @@
 """The replay log: is it empty, does it hold entries that must be replayed, or can nothing be made of it.
 
-Law: nothing is replayed here. Each byte of the log is read at most once for the search, and at most
+Law: nothing is replayed here (see ``replay``). Each byte of the log is read at most once for the search, and at most
 ``MAX_LOG_EXAMINED`` bytes more to verify entries, whatever they claim.
 Source: [MS-VHDX] 2.3.
 """
@@ -107,7 +107,7 @@ class Log:
 
     def _entry(self, offset: int, room: int) -> Entry | None:
         """Return the entry at ``offset`` if it is valid and no longer than ``room`` (2.3.1)."""
-        header = LogEntryHeader.unpack(self._read(offset, LOG_SECTOR))
+        header = LogEntryHeader.unpack(self.read(offset, LOG_SECTOR))
         length = header.entry_length
         descriptors = LogEntryHeader.SIZE + header.descriptor_count * LogDescriptor.SIZE
         head_sectors = ceil_div(descriptors, LOG_SECTOR)
@@ -133,7 +133,7 @@ class Log:
         head = bytearray()
         data_sectors = 0
         for at in range(0, length, _STEP):
-            piece = self._read((offset + at) % self.length, min(_STEP, length - at))
+            piece = self.read((offset + at) % self.length, min(_STEP, length - at))
             for low in range(max(0, head_sectors * LOG_SECTOR - at), len(piece), LOG_SECTOR):
                 data_sectors += _is_data_sector(piece[low : low + LOG_SECTOR], header.sequence_number)
             head += piece[: max(0, descriptors - at)]
@@ -143,7 +143,11 @@ class Log:
             return None
         return Entry(offset, header)
 
-    def _read(self, offset: int, length: int) -> bytes:
+    def holds_data(self, offset: int, sequence_number: int) -> bool:
+        """Tell whether a data sector of the entry of that number stands at ``offset``."""
+        return _is_data_sector(self.read(offset, LOG_SECTOR), sequence_number)
+
+    def read(self, offset: int, length: int) -> bytes:
         """Read from the ring: what would lie past its end is at its start."""
         first = min(length, self.length - offset)
         data = read_padded(self.image, self.offset + offset, first)

@@ -92,7 +92,7 @@ def read(image: Reader, region: int) -> Metadata:
 
     Raises:
         ImageError: ``corrupt`` (signature, an item twice, a value that cannot be), ``unsupported-feature`` (an
-            unknown item marked required, an item missing, logical sectors of 4096 bytes), ``too-large``.
+            unknown item marked required, an item missing, logical sectors of an odd size), ``too-large``.
     """
     entries = _table(image, region)
     items: dict[bytes, MetadataTableEntry] = {}
@@ -170,11 +170,11 @@ def _judge(found: Metadata) -> None:
             field="block_size",
             value=size,
         )
-    if found.logical_sector != 512:
+    if found.logical_sector not in ondisk.SECTOR_SIZES:
         raise ImageError(
             "unsupported-feature",
             "logical sector size",
-            "only logical sectors of 512 bytes are supported",
+            "logical sectors have 512 or 4096 bytes",
             field="logical_sector_size",
             value=found.logical_sector,
         )

@@ -179,6 +179,8 @@ SECTORS_PER_BITMAP = 1 << 23
 
 BLOCK_SIZE_MIN = 1 * MiB
 BLOCK_SIZE_MAX = 256 * MiB
+#: 2.6.2.4, 2.6.2.5: of logical and physical sectors.
+SECTOR_SIZES = (512, 4096)
 #: 2.6.2.2.
 VIRTUAL_SIZE_MAX = 64 * TiB
 #: Largest host offset up to which a check compares blocks with one another: twice the largest disk. One byte is
@@ -269,6 +271,23 @@ class ParentLocatorEntry(Record, endian="<"):
 MAX_LOCATOR_PAIRS = 64
 #: Keys that name the parent, in the order in which a reader tries them (2.6.2.6.3).
 PARENT_PATHS = ("relative_path", "volume_path", "absolute_win32_path")
+#: Keys of the parent's identity: its data write GUID, in braces. Any one that fits will do.
+PARENT_LINKAGES = ("parent_linkage", "parent_linkage2")
+
+
+class Identity(Record, endian="<"):
+    """What a child takes over of its parent. Not on disk in this form: made by ``parse``, read by ``plan``.
+
+    2.6.1.2: a child is given copies of all items of the virtual disk.
+    """
+
+    data_write_guid: b16
+    disk_id: b16
+    logical_sector: u32
+    physical_sector: u32
+    #: How many further items of the virtual disk there are, which are not known here.
+    other_items: u32
+
 
 # -- what creation chooses ---------------------------------------------------------------------------------
 

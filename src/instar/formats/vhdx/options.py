@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from instar.core.errors import OptionError
+from instar.core.errors import OptionError, printable
 from instar.core.options import Option
 from instar.core.units import GiB, MiB, TiB, align_up, format_size, is_power_of_two
+from instar.core.winpath import to_windows
 from instar.formats.vhdx import ondisk
 
 TYPE_CHECKING = False
@@ -43,11 +44,28 @@ BLOCK_STATE_ZERO = Option(
     "Force use of payload blocks of type 'ZERO'. Non-standard, but default.  Do not set to 'off' when using"
     " 'qemu-img convert' with subformat=dynamic.",
     default=True,
-    note="off: blocks start as absent (dynamic) or in place (fixed)",
+    note="off: blocks start as absent (dynamic) or in place (fixed); so they do with a parent or preallocation",
+)
+BACKING_FILE = Option(
+    "backing_file",
+    "str",
+    "File name of the parent of a differencing disk",
+    extension=True,
+    note="A VHDX of any kind; the new disk has its size, sectors and disk identifier, and records its data write GUID.",
+)
+BACKING_FMT = Option("backing_fmt", "str", "Must be 'vhdx' if present", default=ondisk.FORMAT, extension=True)
+PREALLOCATION = Option(
+    "preallocation",
+    "choice",
+    "Preallocation mode (allowed values: off, metadata, falloc, full)",
+    default="off",
+    choices=("off", "metadata", "falloc", "full"),
+    extension=True,
+    note="metadata: all blocks are in the file and take no space yet; falloc, full: they take it.",
 )
 
-#: In qemu-img's order, which is that of its Formatting line.
-CREATE = (SIZE, LOG_SIZE, BLOCK_SIZE, SUBFORMAT, BLOCK_STATE_ZERO)
+#: In qemu-img's order, which is that of its Formatting line; then our own.
+CREATE = (SIZE, LOG_SIZE, BLOCK_SIZE, SUBFORMAT, BLOCK_STATE_ZERO, BACKING_FILE, BACKING_FMT, PREALLOCATION)
 
 
 def automatic_block_size(size: int) -> int:
@@ -65,14 +83,13 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
     """Judge a person's choices for a disk of ``size`` bytes and fill in the rest.
 
     Returns:
-        ``subformat``, ``log_size``, ``block_size`` (never 0) and ``block_state_zero``.
+        ``subformat``, ``log_size``, ``block_size`` (never 0), ``block_state_zero`` and ``preallocation``.
 
     Raises:
         OptionError: ``bad-choice``, ``vhdx-size``, ``vhdx-log-size-max``, ``vhdx-log-size``,
-            ``vhdx-block-size``, ``vhdx-empty-disk``, or ``vhdx-backing``, which qemu-img finds by itself earlier.
+            ``vhdx-block-size``, ``vhdx-empty-disk``, ``vhdx-zero-preallocation``; with a parent ``vhdx-fixed-parent``,
+            ``vhdx-zero-parent``, ``vhdx-parent-format``, ``vhdx-parent``, ``vhdx-parent-name``, ``vhdx-parent-size``.
     """
-    if backing is not None:
-        raise OptionError("vhdx-backing", "instar does not create VHDX images with a backing file", key="backing_file")
     subformat = SUBFORMAT.pick(given.values.get("subformat"))
     size = align_up(size, 512)
     if size > ondisk.VIRTUAL_SIZE_MAX:
@@ -102,8 +119,15 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
             key="block_size",
             value=block_size,
         )
+    preallocation = PREALLOCATION.pick(given.values.get(PREALLOCATION.name))
     zero = given.flag(BLOCK_STATE_ZERO)
-    if not size and block_size == ondisk.BLOCK_SIZE_MAX and (zero or subformat == "fixed"):
+    if backing is not None or preallocation != "off":
+        if zero and BLOCK_STATE_ZERO.name in given.values:
+            raise _zero_blocks(backing is not None)
+        zero = False
+    if backing is not None:
+        _judge_parent(size, subformat, backing)
+    if not size and block_size == ondisk.BLOCK_SIZE_MAX and (zero or subformat == "fixed" or preallocation != "off"):
         # qemu-img tries, and fails to write 2 GiB in one piece; see README.md on disks of size 0.
         raise OptionError(
             "vhdx-empty-disk",
@@ -111,4 +135,62 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
             key="block_size",
             value=block_size,
         )
-    return {"subformat": subformat, "log_size": log_size, "block_size": block_size, "block_state_zero": zero}
+    return {
+        "subformat": subformat,
+        "log_size": log_size,
+        "block_size": block_size,
+        "block_state_zero": zero,
+        "preallocation": preallocation,
+    }
+
+
+def _zero_blocks(child: bool) -> OptionError:
+    if child:
+        code, what = "vhdx-zero-parent", "would hide all of the parent's data: every block would read as zeros"
+    else:
+        code, what = "vhdx-zero-preallocation", "means that no block is in the file, so there is nothing to preallocate"
+    return OptionError(
+        code, f"block_state_zero=on {what}; leave it out", key=BLOCK_STATE_ZERO.name, value=BLOCK_STATE_ZERO.name
+    )
+
+
+def _judge_parent(size: int, subformat: str, backing: Backing) -> None:
+    """Refuse a parent that a differencing disk of ``size`` bytes cannot have.
+
+    The parent decides the size: [MS-VHDX] 2.6.1.2, items of the virtual disk are copied into the child.
+    """
+    name = printable(backing.name)
+    if subformat == "fixed":
+        raise OptionError(
+            "vhdx-fixed-parent",
+            "a disk with a parent cannot be a fixed one, which has all its blocks; leave out subformat=fixed",
+            key=SUBFORMAT.name,
+            value=subformat,
+        )
+    if backing.format != ondisk.FORMAT:
+        raise OptionError(
+            "vhdx-parent-format",
+            f"the parent of a VHDX is a VHDX; '{name}' is {backing.format}",
+            key=BACKING_FILE.name,
+            value=backing.format,
+        )
+    if backing.identity is None or backing.virtual_size is None:
+        raise OptionError("vhdx-parent", f"'{name}' does not say who it is", key=BACKING_FILE.name, value=backing.name)
+    try:
+        to_windows(backing.relative)
+    except ValueError as error:
+        raise OptionError(
+            "vhdx-parent-name",
+            f"the path '{printable(backing.relative, 200)}' cannot be recorded in a VHDX: {error}",
+            key=BACKING_FILE.name,
+            value=backing.name,
+        ) from None
+    if backing.virtual_size != size:
+        raise OptionError(
+            "vhdx-parent-size",
+            f"a differencing VHDX has the size of its parent, {backing.virtual_size} bytes, not {size};"
+            " leave out the size",
+            key=SIZE.name,
+            value=size,
+            limit=backing.virtual_size,
+        )

@@ -11,11 +11,13 @@ from instar.core.errors import ImageError
 from instar.core.image import ImageFacts, Reference
 from instar.core.reader import read_padded
 from instar.core.units import INT64_MAX
+from instar.core.winpath import from_windows
 from instar.formats.vhdx import metadata, ondisk
 from instar.formats.vhdx.bat import Placement, Regions
 from instar.formats.vhdx.crc32c import checksum
 from instar.formats.vhdx.log import Log
 from instar.formats.vhdx.ondisk import ENTRY_SIZE, Header, RegionTableEntry, RegionTableHeader
+from instar.formats.vhdx.replay import Replayed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,12 +51,29 @@ class RegionTable:
 
 
 class Disk:
-    """An image as far as it must be understood before its blocks can be looked at."""
+    """An image as far as it must be understood before its blocks can be looked at.
 
-    __slots__ = ("bat", "bat_length", "copies", "current", "metadata", "metadata_region", "regions", "table", "tables")
+    ``image`` is the file to read on, with the changes of its log, of which there are ``replayed`` entries.
+    """
+
+    __slots__ = (
+        "bat",
+        "bat_length",
+        "copies",
+        "current",
+        "image",
+        "metadata",
+        "metadata_region",
+        "regions",
+        "replayed",
+        "table",
+        "tables",
+    )
 
     def __init__(
         self,
+        image: Reader,
+        replayed: int,
         copies: tuple[Copy, Copy],
         current: Header,
         tables: tuple[RegionTable, RegionTable],
@@ -64,6 +83,8 @@ class Disk:
         metadata_region: RegionTableEntry,
         found: Metadata,
     ) -> None:
+        self.image = image
+        self.replayed = replayed
         self.copies = copies
         self.current = current
         self.tables = tables
@@ -154,8 +175,8 @@ def read_region_table(image: Reader, offset: int) -> RegionTable:
     return RegionTable(offset, entries, "")
 
 
-def _check_log(image: Reader, header: Header) -> None:
-    """Refuse an image whose log cannot be understood, or must be replayed before anything else counts (2.3.3)."""
+def _read_log(image: Reader, header: Header) -> tuple[Reader, int]:
+    """Return the image with the changes of its log (2.3.3), and how many entries that has; refuse an odd log."""
     if header.log_offset < ondisk.HEADER_SECTION or header.log_offset % ondisk.UNIT:
         raise ImageError(
             "corrupt",
@@ -169,14 +190,15 @@ def _check_log(image: Reader, header: Header) -> None:
             "corrupt", "header", "the log has an unknown version", field="log_version", value=header.log_version
         )
     if header.log_guid == ondisk.NO_GUID or not header.log_length:
-        return
+        return image, 0
     if header.log_length % ondisk.UNIT:
         raise ImageError(
             "corrupt", "header", "the log is not whole mebibytes long", field="log_length", value=header.log_length
         )
-    entries = Log(image, header.log_offset, header.log_length, header.log_guid).active_sequence()
+    log = Log(image, header.log_offset, header.log_length, header.log_guid)
+    entries = log.active_sequence()
     if not entries:
-        return
+        return image, 0
     flushed = max(entry.header.flushed_file_offset for entry in entries)
     if flushed > image.size:
         raise ImageError(
@@ -188,14 +210,7 @@ def _check_log(image: Reader, header: Header) -> None:
             limit=image.size,
             offset=header.log_offset,
         )
-    raise ImageError(
-        "unsupported-feature",
-        "log",
-        f"the log holds changes (entries: {len(entries)}) that must be replayed before the image can be read;"
-        " qemu-img check -r all does it",
-        field="log_guid",
-        offset=header.log_offset,
-    )
+    return Replayed(log, entries), len(entries)
 
 
 def _regions(header: Header, table: RegionTable) -> tuple[Regions, RegionTableEntry, RegionTableEntry]:
@@ -258,7 +273,7 @@ def load(image: Reader) -> Disk:
     first, second = ondisk.HEADER_OFFSETS
     copies = (read_header(image, first), read_header(image, second))
     current = current_header(copies)
-    _check_log(image, current)
+    image, replayed = _read_log(image, current)
     first, second = ondisk.REGION_TABLE_OFFSETS
     tables = (read_region_table(image, first), read_region_table(image, second))
     table = tables[1] if tables[0].fault and not tables[1].fault else tables[0]
@@ -272,7 +287,7 @@ def load(image: Reader) -> Disk:
         )
     regions, bat, metadata_region = _regions(current, table)
     found = metadata.read(image, metadata_region.file_offset)
-    disk = Disk(copies, current, tables, table, regions, bat, metadata_region, found)
+    disk = Disk(image, replayed, copies, current, tables, table, regions, bat, metadata_region, found)
     if disk.bat_entries * ENTRY_SIZE > disk.bat_length:
         raise ImageError(
             "corrupt",
@@ -286,10 +301,53 @@ def load(image: Reader) -> Disk:
     return disk
 
 
-def _facts(image: Reader, disk: Disk) -> ImageFacts:
+def linkages(disk: Disk) -> list[bytes]:
+    """Return the identities that a differencing disk accepts of its parent, as they stand in the parent's header."""
+    found = []
+    for key in ondisk.PARENT_LINKAGES:
+        digits = disk.metadata.locator.get(key.encode(), b"").strip(b"{}").replace(b"-", b"")
+        if len(digits) == 32 and not digits.strip(b"0123456789abcdefABCDEF"):
+            found.append(ondisk.guid(digits.decode()))
+    return found
+
+
+def _parent(disk: Disk) -> Reference | None:
+    for key in ondisk.PARENT_PATHS:
+        name = disk.metadata.locator.get(key.encode())
+        if name:
+            return Reference("backing", from_windows(name), format=ondisk.FORMAT)
+    return None
+
+
+def lineage(image: Reader, *, generation: tuple[int, int]) -> Reference | None:
+    """Return whom a differencing disk names as its parent, ``None`` for another disk or without a name.
+
+    Raises:
+        ImageError: see ``load``.
+    """
+    return _parent(load(image))
+
+
+def _identity(disk: Disk) -> bytes:
+    """Return what a child of the disk takes over."""
+    found = disk.metadata
+    others = sum(
+        bool(entry.flags & ondisk.ITEM_IS_VIRTUAL_DISK) and entry.item_id not in metadata.REQUIRED_ITEMS
+        for entry in found.entries
+    )
+    return ondisk.Identity(
+        data_write_guid=disk.current.data_write_guid,
+        disk_id=found.disk_id,
+        logical_sector=found.logical_sector,
+        physical_sector=found.physical_sector,
+        other_items=others,
+    ).pack()
+
+
+def _facts(disk: Disk) -> ImageFacts:
     found = disk.metadata
     subformat = "differencing" if found.has_parent else "fixed" if found.leave_allocated else "dynamic"
-    creator = read_padded(image, ondisk.FILE_ID_OFFSET + 8, 512).decode("utf-16-le", "replace").partition("\0")[0]
+    creator = read_padded(disk.image, ondisk.FILE_ID_OFFSET + 8, 512).decode("utf-16-le", "replace").partition("\0")[0]
     extra: dict[str, Wire] = {
         "subformat": subformat,
         "creator": creator,
@@ -297,17 +355,20 @@ def _facts(image: Reader, disk: Disk) -> ImageFacts:
         "logical_sector_size": found.logical_sector,
         "physical_sector_size": found.physical_sector,
         "virtual_disk_id": ondisk.guid_text(found.disk_id),
+        "identity": _identity(disk),
     }
-    references = []
+    parent = _parent(disk)
     if found.has_parent:
-        for key in ondisk.PARENT_PATHS:
-            name = found.locator.get(key.encode())
-            if name:
-                references.append(Reference("backing", name, format=ondisk.FORMAT))
-                break
         extra["parent_linkage"] = found.locator.get(b"parent_linkage", b"").decode("utf-8", "replace")
+        if accepted := linkages(disk):
+            extra["parent_identity"] = accepted[0]
     return ImageFacts(
-        ondisk.FORMAT, disk.virtual_size, cluster_size=found.block_size, references=references, extra=extra
+        ondisk.FORMAT,
+        disk.virtual_size,
+        cluster_size=found.block_size,
+        dirty=disk.replayed > 0,
+        references=[] if parent is None else [parent],
+        extra=extra,
     )
 
 
@@ -315,12 +376,13 @@ def info(image: Reader, parts: Sequence[Reader | None], *, generation: tuple[int
     """Describe an image as ``qemu-img info`` of any generation does; it names no required files.
 
     A differencing disk, which qemu-img refuses, is described too: ``extra["subformat"]`` says what it is, and its
-    parent is a ``backing`` reference, named as in the parent locator.
+    parent is a ``backing`` reference, named as in the parent locator but for the separators. So is an image whose
+    log must be replayed: as it will be after that, and ``dirty``.
 
     Raises:
         ImageError: the image cannot be opened: what ``load`` raises, and ``corrupt`` if a block lies outside the
             file or inside a region.
     """
     disk = load(image)
-    Placement(image, disk).verify()
-    return _facts(image, disk)
+    Placement(disk.image, disk).verify()
+    return _facts(disk)

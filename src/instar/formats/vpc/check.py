@@ -1,5 +1,7 @@
 """Check a VHD. qemu-img has no check for this format; here is what one should look at.
 
+A differencing disk is compared with its parent, if that could be opened: ``parts[0]``.
+
 Law: memory is bounded whatever the image says (``MAX_SLOTS``), time is linear in the BAT and in the length
 of the file in blocks. What a reader relies on is a corruption, lost space a leak, an oddity a warning.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 from array import array
 from itertools import pairwise
 
+from instar.core.errors import ImageError
 from instar.core.finding import Report
 from instar.core.reader import iter_table, read_padded
 from instar.core.units import align_up, ceil_div
@@ -79,7 +82,41 @@ def check(image: Reader, parts: Sequence[Reader | None], *, generation: tuple[in
                 offset=Footer.field("disk_type").offset,
             )
         _check_dynamic(image, opened, opened.header, report)
+        if opened.footer.disk_type == TYPE_DIFFERENCING and parts:
+            _check_lineage(opened, opened.header, parts[0], generation, report)
     return report
+
+
+def _check_lineage(
+    opened: Opened, header: Header, parent: Reader | None, generation: tuple[int, int], report: Report
+) -> None:
+    """Compare a differencing disk with its parent (spec, "Identification of the Parent Hard Disk Image").
+
+    The parent's time of change, which is recorded too, is left alone: copying a file changes it.
+    """
+    if parent is None:
+        report.add("warning", "parent", "the parent could not be opened, so it was not compared")
+        return
+    try:
+        above = open_image(parent, generation)
+    except ImageError as error:
+        report.add("corruption", "parent", f"it cannot be read as a VHD: {error.structure}: {error.detail}")
+        return
+    if above.footer.unique_id != header.parent_unique_id:
+        report.add(
+            "corruption",
+            "parent",
+            f"the parent has the identifier {above.footer.unique_id.hex()}, but the disk was made for"
+            f" {header.parent_unique_id.hex()}: the data would be mixed up",
+            offset=opened.footer.data_offset + Header.field("parent_unique_id").offset,
+        )
+    if above.footer.current_size != opened.footer.current_size:
+        report.add(
+            "warning",
+            "parent",
+            f"the parent has {above.footer.current_size} bytes, the disk {opened.footer.current_size}:"
+            " some programs refuse that",
+        )
 
 
 def _check_footer(opened: Opened, report: Report) -> None:

@@ -146,6 +146,16 @@ class Header(Record, endian=">"):
     reserved2: b256 = b""
 
 
+class Identity(Record, endian=">"):
+    """What a child takes over of its parent. Not on disk in this form: made by ``parse``, read by ``plan``."""
+
+    unique_id: b16
+    current_size: u64
+    cylinders: u16
+    heads: u8
+    sectors_per_track: u8
+
+
 # --- parent locators (spec, "Dynamic Disk Header Format", Parent Locator Entry) ------------------------
 
 PLATFORM_NONE = 0

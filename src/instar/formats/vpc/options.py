@@ -5,10 +5,11 @@ Law: the rules are judged in qemu-img's order, so that of two mistakes the same 
 
 from __future__ import annotations
 
-from instar.core.errors import OptionError
+from instar.core.errors import OptionError, printable
 from instar.core.options import Option
 from instar.core.units import format_size, is_power_of_two
-from instar.formats.vpc.geometry import too_large
+from instar.core.winpath import to_windows
+from instar.formats.vpc.geometry import fit, too_large
 from instar.formats.vpc.ondisk import DEFAULT_BLOCK, FORMAT, MAX_BLOCK, MAX_SIZE, MIN_BLOCK
 
 TYPE_CHECKING = False
@@ -41,22 +42,54 @@ BLOCK_SIZE = Option(
     extension=True,
     note="A power of two from 512 KiB to 256 MiB. Hyper-V takes 512 KiB and 2 MiB.",
 )
+BACKING_FILE = Option(
+    "backing_file",
+    "str",
+    "File name of the parent of a differencing disk",
+    extension=True,
+    note="A VHD of any kind; the new disk has its size and records its identifier.",
+)
+BACKING_FMT = Option("backing_fmt", "str", "Must be 'vpc' if present", default=FORMAT, extension=True)
+PREALLOCATION = Option(
+    "preallocation",
+    "choice",
+    "Preallocation mode (allowed values: off, metadata, falloc, full)",
+    default="off",
+    choices=("off", "metadata", "falloc", "full"),
+    extension=True,
+    note="metadata: all blocks are in the file and take no space yet (dynamic only); falloc, full: they take it.",
+)
 
-CREATE: tuple[Option, ...] = (SIZE, SUBFORMAT, FORCE_SIZE, BLOCK_SIZE)
+CREATE: tuple[Option, ...] = (SIZE, SUBFORMAT, FORCE_SIZE, BLOCK_SIZE, BACKING_FILE, BACKING_FMT, PREALLOCATION)
 
 
 def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, int | bool | str]:
     """Judge the choices for a disk of ``size`` bytes and fill in the rest.
 
     Returns:
-        ``subformat``, ``force_size``; for a dynamic disk ``block_size``.
+        ``subformat``, ``force_size``, ``preallocation``; for a dynamic disk ``block_size``.
 
     Raises:
-        OptionError: ``bad-choice``, ``vpc-block-size``, ``vpc-block-size-fixed``, ``image-too-large``.
+        OptionError: ``bad-choice``, ``vpc-block-size``, ``vpc-block-size-fixed``, ``vpc-fixed-metadata``,
+            ``image-too-large``; with a parent ``vpc-fixed-parent``, ``vpc-parent-force-size``,
+            ``vpc-parent-format``, ``vpc-parent``, ``vpc-parent-name``, ``vpc-parent-size``.
     """
     subformat = SUBFORMAT.pick(given.text(SUBFORMAT))
-    chosen: dict[str, int | bool | str] = {"subformat": subformat, "force_size": given.flag(FORCE_SIZE)}
+    preallocation = PREALLOCATION.pick(given.values.get(PREALLOCATION.name))
+    chosen: dict[str, int | bool | str] = {
+        "subformat": subformat,
+        "force_size": given.flag(FORCE_SIZE),
+        "preallocation": preallocation,
+    }
     if subformat == "fixed":
+        if preallocation == "metadata":
+            raise OptionError(
+                "vpc-fixed-metadata",
+                "preallocation=metadata is for subformat=dynamic: a fixed disk has no tables to fill;"
+                " falloc and full reserve its data",
+                key=PREALLOCATION.name,
+                value=preallocation,
+            )
         if BLOCK_SIZE.name in given.values:
             raise OptionError(
                 "vpc-block-size-fixed",
@@ -74,7 +107,64 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
             limit=MAX_SIZE,
             value=size,
         )
+    if backing is not None:
+        _judge_parent(size, subformat, given, backing)
     return chosen
+
+
+def _judge_parent(size: int, subformat: str, given: Settings, backing: Backing) -> None:
+    """Refuse a parent that a differencing disk of ``size`` bytes cannot have.
+
+    The parent decides the size: spec, "Implementing a Differencing Hard Disk"; Windows opens no others.
+    """
+    name = printable(backing.name)
+    if subformat == "fixed":
+        raise OptionError(
+            "vpc-fixed-parent",
+            "a disk with a parent holds blocks, so it cannot be a fixed one; leave out subformat=fixed",
+            key=SUBFORMAT.name,
+            value=subformat,
+        )
+    if FORCE_SIZE.name in given.values:
+        raise OptionError(
+            "vpc-parent-force-size",
+            "a disk with a parent has the parent's size and geometry; leave out force_size",
+            key=FORCE_SIZE.name,
+            value=given.raw[FORCE_SIZE.name],
+        )
+    if backing.format != FORMAT:
+        raise OptionError(
+            "vpc-parent-format",
+            f"the parent of a VHD is a VHD; '{name}' is {backing.format}",
+            key=BACKING_FILE.name,
+            value=backing.format,
+        )
+    if backing.identity is None or backing.virtual_size is None:
+        raise OptionError(
+            "vpc-parent",
+            f"'{name}' cannot be a parent: it says of itself to be neither a fixed, a dynamic nor a differencing disk",
+            key=BACKING_FILE.name,
+            value=backing.name,
+        )
+    for path in (backing.relative, backing.absolute):
+        try:
+            to_windows(path)
+        except ValueError as error:
+            raise OptionError(
+                "vpc-parent-name",
+                f"the path '{printable(path, 200)}' cannot be recorded in a VHD: {error}",
+                key=BACKING_FILE.name,
+                value=backing.name,
+            ) from None
+    if backing.virtual_size not in (size, fit(size, force=False)[0]):
+        raise OptionError(
+            "vpc-parent-size",
+            f"a differencing VHD has the size of its parent, {backing.virtual_size} bytes, not {size};"
+            " leave out the size",
+            key=SIZE.name,
+            value=size,
+            limit=backing.virtual_size,
+        )
 
 
 def _block_size(value: int) -> int:

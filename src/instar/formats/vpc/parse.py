@@ -12,6 +12,7 @@ from instar.core.errors import ImageError
 from instar.core.image import MAX_NAME, ImageFacts, Reference
 from instar.core.reader import iter_table, read_padded
 from instar.core.units import INT64_MAX, align_up, ceil_div, is_power_of_two
+from instar.core.winpath import from_windows
 from instar.formats.vpc.geometry import MAX_GEOMETRY_SECTORS, volume
 from instar.formats.vpc.ondisk import (
     COOKIE,
@@ -35,6 +36,7 @@ from instar.formats.vpc.ondisk import (
     UNUSED,
     Footer,
     Header,
+    Identity,
     ParentLocator,
     bitmap_bytes,
     checksum_of,
@@ -288,8 +290,9 @@ def locators(header: Header) -> list[ParentLocator]:
 def parent_name(image: Reader, header: Header) -> bytes | None:
     """Return the name of the parent as UTF-8, or ``None`` if the image has none that can be used.
 
-    The relative name is taken first, for that is the one which stays right when both files move; then the
-    absolute one, the file URL, and last the name in the header, which has no folder.
+    Windows' separators become ours, see ``from_windows``. The relative name is taken first, for that is the one which
+    stays right when both files move; then the absolute one, the file URL, and last the name in the header, which has
+    no folder.
     """
     entries = locators(header)
     for platform in (PLATFORM_W2RU, PLATFORM_W2KU, PLATFORM_MACX):
@@ -301,8 +304,26 @@ def parent_name(image: Reader, header: Header) -> bytes | None:
             data = image.read(entry.data_offset, entry.data_length)
             name = _utf8(data, wide=platform != PLATFORM_MACX, big=False)
             if name:
-                return name
-    return _utf8(header.parent_name, wide=True, big=True)
+                return name if platform == PLATFORM_MACX else from_windows(name)
+    name = _utf8(header.parent_name, wide=True, big=True)
+    return None if name is None else from_windows(name)
+
+
+def lineage(image: Reader, *, generation: tuple[int, int]) -> Reference | None:
+    """Return whom a differencing disk names as its parent, ``None`` for another disk or without a name.
+
+    Raises:
+        ImageError: see ``open_image``.
+    """
+    opened = open_image(image, generation)
+    return _parent(image, opened)
+
+
+def _parent(image: Reader, opened: Opened) -> Reference | None:
+    if opened.header is None or opened.footer.disk_type != TYPE_DIFFERENCING:
+        return None
+    name = parent_name(image, opened.header)
+    return None if name is None else Reference("backing", name, format=FORMAT)
 
 
 def _utf8(data: bytes, *, wide: bool, big: bool) -> bytes | None:
@@ -326,20 +347,16 @@ def info(image: Reader, parts: Sequence[Reader | None], *, generation: tuple[int
     """
     opened = open_image(image, generation)
     footer, header = opened.footer, opened.header
-    references = []
     if header is not None:
         _require_blocks(image, header)
-        if footer.disk_type == TYPE_DIFFERENCING:
-            name = parent_name(image, header)
-            if name is not None:
-                references.append(Reference("backing", name, format=FORMAT))
+    parent = _parent(image, opened)
     # QEMU looks at the type, not at where the footer was: a fixed disk has no cluster size.
     cluster_size = header.block_size if header is not None and footer.disk_type != TYPE_FIXED else None
     return ImageFacts(
         FORMAT,
         opened.virtual_size,
         cluster_size=cluster_size,
-        references=references,
+        references=[] if parent is None else [parent],
         extra=_extra(opened),
     )
 
@@ -359,7 +376,16 @@ def _extra(opened: Opened) -> dict[str, Wire]:
         "geometry": list(opened.geometry),
         "saved_state": bool(footer.saved_state),
     }
+    if footer.disk_type in TYPE_NAMES:
+        extra["identity"] = Identity(
+            unique_id=footer.unique_id,
+            current_size=footer.current_size,
+            cylinders=footer.cylinders,
+            heads=footer.heads,
+            sectors_per_track=footer.sectors_per_track,
+        ).pack()
     if header is not None and footer.disk_type == TYPE_DIFFERENCING:
+        extra["parent_identity"] = header.parent_unique_id
         extra["parent_unique_id"] = header.parent_unique_id.hex()
         extra["parent_timestamp"] = header.parent_timestamp
     return extra
