@@ -32,7 +32,7 @@ from tests.support import reader as open_reader
 from instar.core.errors import ImageError
 from instar.core.image import ImageFacts
 from instar.core.wire import decode, encode
-from instar.formats.qcow2 import luks_ondisk as luks
+from instar.formats.luks import ondisk as luks
 from instar.formats.qcow2.ondisk import (
     AUTOCLEAR_BITMAPS,
     CRYPT_LUKS,

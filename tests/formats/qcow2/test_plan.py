@@ -11,6 +11,7 @@ from tests.support import apply_plan, extents, needs_qemu_img, qemu_img, qemu_in
 from instar.core.options import read_settings, split_list
 from instar.core.plan import Allocate, Backing, Plan, Seed
 from instar.core.units import align_up
+from instar.formats.qcow2.allocate import Allocator
 from instar.formats.qcow2.layout import Layout
 from instar.formats.qcow2.ondisk import COPIED, HEADER_V3_OFFSET, Header, HeaderV3
 from instar.formats.qcow2.options import CREATE, resolve
@@ -108,6 +109,15 @@ def test_preallocates_as_qemu_img_does(tmp_path, text, size):
     # Writes in another order leave another tree of extents, some blocks of which count as the file's.
     assert abs(ours.stat().st_blocks - theirs.stat().st_blocks) <= 64
     assert qemu_img("check", ours).stdout.startswith("No errors were found")
+
+
+@needs_qemu_img
+@pytest.mark.parametrize("mode", ["metadata", "falloc", "full"])
+@pytest.mark.parametrize("text", ["cluster_size=128k", "cluster_size=16k,refcount_bits=64", "cluster_size=2M"])
+def test_preallocates_over_a_backing_file_as_qemu_img_does(tmp_path, text, mode):
+    """The first is what Proxmox asks for; subclusters stay unallocated, so that the backing file shows."""
+    for size in (0, 10000001, 64 * MiB):
+        compare(tmp_path, size, f"extended_l2=on,preallocation={mode},{text}", Backing("base", "qcow2"))
 
 
 @needs_qemu_img
@@ -258,15 +268,62 @@ def test_small_and_large_steps_lay_out_the_same(monkeypatch):
     assert list(laid_out()) == quick
 
 
-@pytest.mark.parametrize("extended", [False, True])
-def test_ramp_makes_what_one_by_one_would(extended):
-    spacing = 16 if extended else 8
-    ramp = Ramp(100, 65536, spacing)
-    assert ramp.count == 128
-    for count in (1, 2, 99, 100, 128):
-        first = COPIED | 0xABCDEF0000
-        expected = b"".join((first + k * 65536).to_bytes(8, "big").ljust(spacing, b"\0") for k in range(count))
-        assert ramp.table(first, count) == expected
+@pytest.mark.parametrize("spacing", [8, 16])
+@pytest.mark.parametrize("step", [512, 4096, 32768, 65536, 2 * MiB])
+def test_ramp_makes_what_one_by_one_would(step, spacing):
+    ramp = Ramp(step, spacing)
+    assert 512 <= ramp.count <= 65536
+    most = ramp.count * step
+    # Within the low bytes, up to where they end, across that place, and where all high bytes change.
+    for start in (0, 0xABCDEF << 21, most - 3 * step, 7 * most - step, (1 << 48) - step, (1 << 56) - 4 * most, most):
+        for count in (1, 2, 100, 2 * ramp.count + 3 if start == most - 3 * step else 3):
+            first = COPIED | start
+            expected = b"".join((first + k * step).to_bytes(8, "big").ljust(spacing, b"\0") for k in range(count))
+            assert ramp.table(first, count) == expected
+
+
+@pytest.mark.parametrize("order", range(7))
+@pytest.mark.parametrize("cluster_size", [512, 1024, 4096, 16384])
+def test_rounds_lay_out_what_single_steps_do(monkeypatch, cluster_size, order):
+    """Sizes at which a round begins and ends in different ways, and which a request of QEMU's cuts."""
+    rounds = 0
+
+    def counted(self, *args):
+        nonlocal rounds
+        found = real(self, *args)
+        rounds += len(found)
+        return found
+
+    def laid_out():
+        found = []
+        for size in (20 * span, 33 * span + 512, 101 * span - cluster_size):
+            layout = Layout(size, cluster_size, order, extended_l2=extended, preallocation="metadata")
+            clusters = layout.clusters
+            found.append((list(layout.tables()), list(layout.data()), clusters.blocks, clusters.used, layout.end))
+        return found
+
+    real = Allocator.alloc_rounds
+    extended = cluster_size == 16384
+    span = cluster_size * cluster_size // (16 if extended else 8)
+    monkeypatch.setattr(Allocator, "alloc_rounds", counted)
+    fast = laid_out()
+    assert rounds or order < 3 or extended
+    monkeypatch.setattr(Allocator, "alloc_rounds", lambda *_: [])
+    assert laid_out() == fast
+
+
+@pytest.mark.parametrize(("text", "items"), [("", 5), ("preallocation=metadata", 7), ("preallocation=falloc", 7)])
+def test_data_file_is_file_1_and_kept_means_untouched(text, items):
+    text = f"data_file=d,{text}".rstrip(",")
+    plan = planned(100000, text)
+    plan.check()
+    assert plan.sizes[1] == (131072 if "pre" in text else 100352)
+    assert len([item for item in plan.items if item.file == 1]) == 1
+    assert len(list(plan.items)) == items
+    if "falloc" not in text:
+        kept = planned(100000, f"{text},data_file_raw=on,keep_data_file=on")
+        assert kept.sizes[1] == 131072
+        assert not [item for item in kept.items if item.file == 1]
 
 
 def test_header_is_right_without_asking_anybody():

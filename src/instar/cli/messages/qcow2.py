@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from instar.cli.messages.luks import HEADER
+from instar.cli.messages.luks import QEMU as LUKS
+
 _V3 = "compatibility level 1.1 and above (use version=v3 or greater)"
 
 #: By ``OptionError.code``; templates over the error's values. ``bad-choice`` and ``image-too-large`` are worded
 #: alike for all formats.
 QEMU: dict[str, str] = {
+    **LUKS,
     "qcow2-backing-format-alone": "Backing format cannot be used without backing file",
     "qcow2-backing-name-length": "Could not assign backing file '{value}' with format '{format}': Invalid argument",
     "qcow2-backing-name-space": (
@@ -18,13 +22,25 @@ QEMU: dict[str, str] = {
     "qcow2-cluster-size": "Cluster size must be a power of two between 512 and 2048k",
     "qcow2-compression-type-version": f"Non-zlib compression type is only supported with {_V3}",
     "qcow2-data-file-raw-alone": "data-file-raw requires data-file",
+    "qcow2-data-file-raw-backing": "Backing file and data-file-raw cannot be used at the same time",
+    "qcow2-data-file-space": "Could not update qcow2 header: No space left on device",
+    "qcow2-data-file-version": f"External data files are only supported with {_V3}",
     "qcow2-encrypt-format-missing": "Parameter 'encrypt.format' is missing",
+    "qcow2-encrypt-unexpected": "Parameter '{key}' is unexpected",
     "qcow2-encryption-twice": "'encrypt.format' and its alias 'encryption' can't be used at the same time",
     "qcow2-extended-l2-cluster-size": (
         "Extended L2 entries are only supported with cluster sizes of at least {limit} bytes"
     ),
     "qcow2-extended-l2-version": f"Extended L2 entries are only supported with {_V3}",
     "qcow2-keep-data-file-alone": "Must not use 'keep_data_file=on' without 'data_file'",
+    "qcow2-keep-data-file-overwritten": (
+        "Preallocating more than only metadata would overwrite the external data file's content and is therefore"
+        " incompatible with 'keep_data_file=on'"
+    ),
+    "qcow2-keep-data-file-unmapped": (
+        "'keep_data_file=on' requires 'preallocation=metadata' or 'data_file_raw=on', or the file contents will not be"
+        " visible"
+    ),
     "qcow2-lazy-refcounts-version": f"Lazy refcounts only supported with {_V3}",
     "qcow2-refcount-bits": "Refcount width must be a power of two and may not exceed 64 bits",
     "qcow2-refcount-bits-version": (
@@ -36,6 +52,7 @@ QEMU: dict[str, str] = {
 
 #: By ``(kind, field)`` of an ``ImageError``; templates over its facts. ``Could not open 'FILE': `` goes before them.
 QEMU_OPEN: dict[tuple[str, str], str] = {
+    **HEADER,
     ("invalid-format", "magic"): "Image is not in qcow2 format",
     ("unsupported-feature", "version"): "Unsupported qcow2 version {value}",
     ("unsupported-feature", "cluster_bits"): "Unsupported cluster size: 2^{value}",

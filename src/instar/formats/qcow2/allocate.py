@@ -132,6 +132,42 @@ class Allocator:
             self._next = start + rows * length
         return start, max(rows, 0)
 
+    def alloc_rounds(self, count: int, length: int) -> list[tuple[int, int, int]]:
+        """Take up to ``count`` rows of data and the L2 table behind it, with the refcount blocks they need.
+
+        It is what ``alloc_rows(…, length)``, a row that a missing block splits, and so on in turn would do: rows up
+        to the end of what blocks count; a row's ``length - 1`` data clusters, the block behind them, and its table.
+        (Where the data ends exactly with a block's range, the table comes first.) Such a round is the same for each
+        block of a large image, so it is computed here without asking who uses what.
+
+        Returns:
+            First data cluster, rows and place of the last row's table of each round; nothing where it has to be
+            done in other steps.
+        """
+        start, data = self._next, length - 1
+        blocks, per_block = self.blocks, self.per_block
+        index = self._missing(start // per_block, len(blocks))
+        found: list[tuple[int, int, int]] = []
+        if start != self.used[-1][1]:
+            return found
+        while index < len(blocks) and not blocks[index]:
+            border = index * per_block
+            rows = max((border - start) // length, 0)
+            at = start + rows * length  # of the row that is split
+            end = at + length + 1
+            if rows >= count or end > border + per_block or (end - 1) * self.cluster_size > MAX_CLUSTER_OFFSET:
+                break
+            block, table = (at + length, at + data) if at + data == border else (at + data, at + length)
+            blocks[index] = block
+            found.append((start, rows + 1, table))
+            start = end
+            count -= rows + 1
+            index += 1
+        self.used[-1][1] = self._next = start
+        if found:
+            self.write(start, 0)
+        return found
+
     def new_table(self, start: int, more: int, *, exact: bool, index: int = 0, block: int = 0) -> int:
         """Move the refcount table to ``start``, from where on all is free, with the blocks that count it.
 

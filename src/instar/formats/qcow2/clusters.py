@@ -297,6 +297,8 @@ class Clusters:
         alone: list[int] = []
         compressed: list[int] = []
         entries, bitmaps = self.split(data)
+        if not has_data_file and self._all_compressed(entries, bitmaps, weight, active):
+            return expected
         allocated = fragmented = packed = 0
         for index, (entry, bitmap) in enumerate(zip(entries, bitmaps, strict=True)):
             if not entry and not bitmap:
@@ -355,6 +357,31 @@ class Clusters:
         self.fragmented += (fragmented + packed) * active
         self.compressed += packed * active
         return expected
+
+    def _all_compressed(self, entries: array[int], bitmaps: Iterable[int], weight: int, active: int) -> bool:
+        """Count a piece in which all are compressed and in order, as one that ``convert -c`` made; else do nothing."""
+        flags = COMPRESSED | COPIED
+        if entries[0] & flags != COMPRESSED or any(bitmaps):
+            return False
+        if min(entries) & flags != COMPRESSED or max(entries) & flags != COMPRESSED:
+            return False  # they are the two highest bits, so all entries have what the least and the greatest have
+        bits = self._image.cluster_bits
+        shift = compressed_offset_bits(bits)
+        mask, sectors = (1 << shift) - 1, (1 << bits - 8) - 1
+        part = COMPRESSED_SECTOR.bit_length() - 1
+        firsts = [(entry & mask) >> bits for entry in entries]
+        lasts = [((entry & mask) >> part) + (entry >> shift & sectors) >> bits - part for entry in entries]
+        if max(lasts) >= self._references.inside:
+            return False
+        if firsts != lasts:
+            for first, last in zip(firsts[:], lasts, strict=True):
+                if first != last:
+                    firsts.extend(range(first + 1, last + 1))
+        self._references.singles("Compressed cluster", firsts, weight)
+        self.allocated += len(entries) * active
+        self.fragmented += len(entries) * active
+        self.compressed += len(entries) * active
+        return True
 
     def maps_zero(self, entry: int) -> bool:
         """Tell whether an entry with host offset 0 maps a cluster: only a data file has one there."""

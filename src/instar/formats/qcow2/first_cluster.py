@@ -8,18 +8,23 @@ from __future__ import annotations
 from instar.core.errors import OptionError
 from instar.core.units import align_up
 from instar.formats.qcow2.ondisk import (
+    AUTOCLEAR_DATA_FILE_RAW,
     COMPATIBLE_LAZY_REFCOUNTS,
     COMPRESSION_NAMES,
     EXTENSION_ALIGNMENT,
     EXTENSION_BACKING_FORMAT,
+    EXTENSION_CRYPTO_HEADER,
+    EXTENSION_DATA_FILE,
     EXTENSION_END,
     EXTENSION_FEATURE_NAMES,
     FEATURE_NAMES,
     INCOMPATIBLE_COMPRESSION,
+    INCOMPATIBLE_DATA_FILE,
     INCOMPATIBLE_EXTENDED_L2,
     MAX_BACKING_FORMAT,
     MAX_BACKING_NAME,
     MAX_CLUSTER_WITHOUT_FEATURE_NAMES,
+    CryptoHeaderExtension,
     Extension,
     FeatureName,
     Header,
@@ -44,6 +49,7 @@ def first_cluster(
     *,
     backing_file: str | None = None,
     backing_fmt: str | None = None,
+    crypto_header: tuple[int, int] | None = None,
 ) -> bytes:
     """Return the bytes of the first cluster, up to the last that is not padding.
 
@@ -52,31 +58,49 @@ def first_cluster(
         options: as ``options.resolve`` gives them.
         backing_file: name of the backing file, if there is one.
         backing_fmt: format of the backing file; QEMU stores at most ``MAX_BACKING_FORMAT`` bytes of it.
+        crypto_header: offset and length in bytes of the LUKS header, if there is one.
 
     Raises:
-        OptionError: ``qcow2-backing-name-length``, ``qcow2-backing-name-space``.
+        OptionError: ``qcow2-backing-name-length``, ``qcow2-backing-name-space``, ``qcow2-data-file-space``.
     """
+    data_file = options.get("data_file")
     size = 1 << header.cluster_bits
     parts = []
     if header.version >= 3:
         compression = COMPRESSION_NAMES.index(str(options["compression_type"]))
         incompatible = INCOMPATIBLE_COMPRESSION if compression else 0
         incompatible |= INCOMPATIBLE_EXTENDED_L2 if options["extended_l2"] else 0
+        incompatible |= 0 if data_file is None else INCOMPATIBLE_DATA_FILE
         parts = [
             HeaderV3(
                 incompatible_features=incompatible,
                 compatible_features=COMPATIBLE_LAZY_REFCOUNTS if options["lazy_refcounts"] else 0,
+                autoclear_features=AUTOCLEAR_DATA_FILE_RAW if options.get("data_file_raw") else 0,
                 refcount_order=int(options["refcount_bits"]).bit_length() - 1,
             ).pack(),
             HeaderAdditional(compression_type=compression).pack(),
         ]
     if backing_fmt is not None:
         parts.append(extension(EXTENSION_BACKING_FORMAT, _encode(backing_fmt)[:MAX_BACKING_FORMAT]))
+    if data_file is not None:
+        parts.append(extension(EXTENSION_DATA_FILE, _encode(str(data_file))))
+    if crypto_header is not None:
+        offset, length = crypto_header
+        parts.append(extension(EXTENSION_CRYPTO_HEADER, CryptoHeaderExtension(offset=offset, length=length).pack()))
     if header.version >= 3 and size > MAX_CLUSTER_WITHOUT_FEATURE_NAMES:
         names = b"".join(FeatureName(type=type, bit=bit, name=name).pack() for type, bit, name in FEATURE_NAMES)
         parts.append(extension(EXTENSION_FEATURE_NAMES, names))
     parts.append(extension(EXTENSION_END, b""))
     body = b"".join(parts)
+    if data_file is not None and backing_file is None and Header.SIZE + len(body) > size:
+        raise OptionError(
+            "qcow2-data-file-space",
+            f"the name of the data file has {len(_encode(str(data_file)))} bytes, and the first cluster ({size} bytes)"
+            " has no room for it; use a larger cluster size or a shorter name",
+            key="data_file",
+            value=data_file,
+            limit=size,
+        )
     if backing_file is not None:
         name = _encode(backing_file)
         room = size - Header.SIZE - len(body)

@@ -57,7 +57,10 @@ class Layout:
         l1_entries, l1_start: size and first cluster of the L1 table.
         reserved: ``(offset, length)`` in bytes of data clusters to reserve, or ``None``.
         tail: ``(offset, length)`` in bytes of the zeros behind the end of the virtual disk, or ``None``.
-        end: length of the file in bytes.
+        crypto: ``(offset, length)`` in bytes of the clusters of the encryption header, or ``None``.
+        end: length of the file in bytes. data_end: that of the external data file, 0 if there is none.
+
+    ``reserved``, ``tail`` and the runs of ``data`` are places in the external data file, if there is one.
     """
 
     def __init__(
@@ -68,8 +71,13 @@ class Layout:
         *,
         extended_l2: bool = False,
         preallocation: str = "off",
+        data_file: bool = False,
+        crypto_header: int = 0,
     ) -> None:
         """Lay out an image for a disk of ``size`` bytes, a multiple of 512.
+
+        With ``data_file`` the guest's clusters are in another file, each at its own offset. An encryption header of
+        ``crypto_header`` bytes gets clusters behind all else.
 
         Raises:
             OptionError: ``image-too-large``.
@@ -83,6 +91,7 @@ class Layout:
         self.l1_start = 0
         self.reserved: tuple[int, int] | None = None
         self.tail: tuple[int, int] | None = None
+        self.crypto: tuple[int, int] | None = None
         #: Triples: first L2 table of a row, number of tables, clusters from one to the next.
         self._tables: list[int] | array[int] = []
         #: Triples: first data cluster of a run, clusters, number of such runs, each with an L2 table before it.
@@ -93,12 +102,21 @@ class Layout:
             length = self.l1_entries * L1_ENTRY_SIZE
             self.l1_start = self.clusters.alloc(ceil_div(length, cluster_size))
             self.clusters.write(self.l1_start, length)
+        self.data_end = size if data_file else 0
         data_end = 0
         if preallocation != "off":
             from array import array  # 3 ms of start-up, and a quarter of the memory
 
             self._tables, self._data = array("Q"), array("Q")
-            data_end = self._map() if preallocation == "metadata" else self._reserve()
+            if data_file:
+                self.data_end = self._map_one_to_one(preallocation)
+            else:
+                data_end = self._map() if preallocation == "metadata" else self._reserve()
+        if crypto_header:
+            count = ceil_div(crypto_header, cluster_size)
+            start = self.clusters.alloc(count)
+            self.clusters.write(start, count * cluster_size)
+            self.crypto = (start * cluster_size, count * cluster_size)
         self.end = max(self.clusters.end, data_end)
 
     def tables(self) -> Iterator[int]:
@@ -132,6 +150,17 @@ class Layout:
         last = 0
         while done < total:
             ahead = tables * entries - done
+            if ahead == entries < most and (whole := (total - done - 1) // entries):
+                rounds = clusters.alloc_rounds(whole, 1 + entries)
+                for start, rows, table in rounds:
+                    if rows > 1:
+                        self._tables.extend((start + entries, rows - 1, 1 + entries))
+                    self._tables.extend((table, 1, 1))
+                    self._data.extend((start, entries, rows))
+                    tables += rows
+                    done += rows * entries
+                if rounds:
+                    continue
             if ahead in (0, entries) and (whole := (total - done - bool(ahead)) // entries):
                 # Whole tables in a row. The first one's may be there already, then each has the next one's behind it.
                 start, rows = clusters.alloc_rows(whole, 1 + entries)
@@ -184,10 +213,26 @@ class Layout:
             clusters.alloc_at(start, total)
             self._data.extend((start, total, 1))
             self.reserved = (start * self.cluster_size, total * self.cluster_size)
+        self._place_all(tables)
+        return (start + total) * self.cluster_size
+
+    def _map_one_to_one(self, mode: str) -> int:
+        """Allocate the tables for an external data file; return the length of that file in bytes."""
+        total = self.data_clusters
+        if total:
+            self._data.extend((0, total, 1))
+        self._place_all(ceil_div(total, self.l2_entries))
+        end = self._end_of_disk(total)
+        if total and mode != "metadata":
+            self.reserved, self.tail = (0, end), None
+        return end
+
+    def _place_all(self, tables: int) -> None:
+        """Allocate so many L2 tables, one after the other."""
+        clusters = self.clusters
         while tables:
             first, count = clusters.alloc_rows(tables, 1)
             if not count:
                 first, count = clusters.alloc(1), 1
             self._place(first, count, 1)
             tables -= count
-        return (start + total) * self.cluster_size

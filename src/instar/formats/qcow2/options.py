@@ -6,7 +6,7 @@ single options first, in the order of QEMU's ``BlockdevCreateOptionsQcow2``, the
 
 from __future__ import annotations
 
-from instar.core.errors import OptionError
+from instar.core.errors import OptionError, printable
 from instar.core.options import Option
 from instar.core.units import SECTOR, UINT64_MAX, KiB, align_up, format_size, is_power_of_two
 from instar.formats.qcow2.allocate import refcount_blocks
@@ -14,7 +14,6 @@ from instar.formats.qcow2.first_cluster import first_cluster
 from instar.formats.qcow2.layout import Layout, check_size
 from instar.formats.qcow2.ondisk import (
     COMPRESSION_NAMES,
-    FORMAT,
     MAX_CLUSTER_BITS,
     MAX_CLUSTER_OFFSET,
     MAX_LENGTH,
@@ -28,8 +27,10 @@ from instar.formats.qcow2.ondisk import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from instar.core.options import Settings
-    from instar.core.plan import Backing
+    from instar.core.plan import Backing, Companion
 
 #: Every driver that QEMU 7.2 to 11.1 accepts as the recorded format of a backing file: formats, then the rest.
 BACKING_FORMATS = (
@@ -52,8 +53,15 @@ ENCRYPT_FORMAT = Option(
     aliases={"qcow": "aes"},
     qapi="format",
 )
+KEY_SECRET = Option(
+    "encrypt.key-secret",
+    "str",
+    "ID of secret providing qcow AES key or LUKS passphrase",
+    note="Required for an encrypted image. The name of one given with --object secret.",
+)
+#: Their values and defaults are those of format luks, whose rows are read when an image is to be encrypted.
 ENCRYPT_DETAILS = (
-    Option("encrypt.key-secret", "str", "ID of secret providing qcow AES key or LUKS passphrase"),
+    KEY_SECRET,
     Option("encrypt.cipher-alg", "str", "Name of encryption cipher algorithm"),
     Option("encrypt.cipher-mode", "str", "Name of encryption cipher mode"),
     Option("encrypt.ivgen-alg", "str", "Name of IV generator algorithm"),
@@ -100,6 +108,8 @@ KEEP_DATA_FILE = Option(
     "bool",
     "Assume the external data file already exists and do not overwrite it",
     since=(11, 1),
+    note="Not a byte of it is changed; a file that is too short is made longer. Needs data_file_raw=on or"
+    " preallocation=metadata.",
 )
 SIZE = Option("size", "size", "Virtual disk size", note="Rounded up to 512 bytes.")
 COMPAT = Option(
@@ -115,8 +125,19 @@ BACKING_FILE = Option("backing_file", "str", "File name of a base image")
 BACKING_FMT = Option(
     "backing_fmt", "choice", "Image format of the base image", choices=BACKING_FORMATS, qapi="backing-fmt"
 )
-DATA_FILE = Option("data_file", "str", "File name of an external data file")
-DATA_FILE_RAW = Option("data_file_raw", "bool", "The external data file must stay valid as a raw image")
+DATA_FILE = Option(
+    "data_file",
+    "str",
+    "File name of an external data file",
+    note="Holds the guest's data; the image itself only tables. A relative name is seen from the working folder, here"
+    " and by QEMU whenever it opens the image.",
+)
+DATA_FILE_RAW = Option(
+    "data_file_raw",
+    "bool",
+    "The external data file must stay valid as a raw image",
+    note="All clusters are mapped, as with preallocation=metadata. Not with a backing file.",
+)
 LAZY_REFCOUNTS = Option("lazy_refcounts", "bool", "Postpone refcount updates", default=False, shown="off")
 REFCOUNT_BITS = Option(
     "refcount_bits",
@@ -139,17 +160,27 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
 
     Returns:
         ``version`` (2 or 3), ``cluster_size``, ``refcount_bits``, ``extended_l2``, ``lazy_refcounts``,
-        ``compression_type``, ``preallocation``.
+        ``compression_type``, ``preallocation``; with an external data file also ``data_file`` (its name, as it is
+        recorded), ``data_file_raw`` and ``keep_data_file``; with encryption what ``encryption.choose`` returns, and
+        ``encrypt.key-secret``.
 
     Raises:
-        OptionError: ``bad-choice``, ``not-yet``, ``image-too-large`` or a rule's own code, ``qcow2-…``.
+        OptionError: ``bad-choice``, ``secret-missing``, ``image-too-large``, ``unknown-protocol`` or a rule's own
+            code, ``qcow2-…``.
     """
+    if given.flag(KEEP_DATA_FILE) and DATA_FILE.name not in given.values:
+        raise OptionError(
+            "qcow2-keep-data-file-alone",
+            "option 'keep_data_file' has no effect without 'data_file'",
+            key=KEEP_DATA_FILE.name,
+        )
     compat = COMPAT.pick(given.text(COMPAT))
     backing_fmt = backing.format if backing is not None else given.text(BACKING_FMT)
     if backing_fmt is not None:
         BACKING_FMT.pick(backing_fmt)
-    _encryption(given)
+    encryption = _encryption(given)
     chosen: dict[str, int | bool | str] = {
+        **encryption,
         "version": int(compat[1:]),
         "cluster_size": given.number(CLUSTER_SIZE),
         "refcount_bits": given.number(REFCOUNT_BITS),
@@ -158,54 +189,74 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
         "preallocation": PREALLOCATION.pick(given.text(PREALLOCATION)),
         "compression_type": COMPRESSION_TYPE.pick(given.text(COMPRESSION_TYPE)),
     }
+    if given.flag(KEEP_DATA_FILE):
+        _keep_data_file(given, chosen)
     _clusters(chosen)
     _backing(chosen, backing is not None or BACKING_FILE.name in given.values, backing_fmt)
     _refcounts(chosen)
-    _data_file(given)
+    _data_file(given, chosen, backing is not None or BACKING_FILE.name in given.values)
     if chosen["compression_type"] != "zlib":
         _needs_v3(chosen, COMPRESSION_TYPE, "qcow2-compression-type-version")
+    header = Header(
+        version=int(chosen["version"]),
+        cluster_bits=int(chosen["cluster_size"]).bit_length() - 1,
+        size=0,
+        l1_size=0,
+        l1_table_offset=0,
+        refcount_table_offset=0,
+        refcount_table_clusters=0,
+    )
+    if DATA_FILE.name in chosen:
+        first_cluster(header, chosen)
     _size(size, chosen)
     if backing is not None:
-        bits = int(chosen["cluster_size"]).bit_length() - 1
-        header = Header(
-            version=int(chosen["version"]),
-            cluster_bits=bits,
-            size=0,
-            l1_size=0,
-            l1_table_offset=0,
-            refcount_table_offset=0,
-            refcount_table_clusters=0,
-        )
         first_cluster(header, chosen, backing_file=backing.name, backing_fmt=backing.format)
+    if encryption:
+        from instar.formats.luks.options import require_secret
+
+        chosen[KEY_SECRET.name] = require_secret(given, KEY_SECRET)
     return chosen
 
 
-def _encryption(given: Settings) -> None:
-    """Refuse what is wrong about encryption, and then encryption."""
-    on = given.flag(ENCRYPTION)
+def companions(size: int, options: Mapping[str, int | bool | str], file_name: str) -> tuple[Companion, ...]:
+    """Name the further file of an image: the external data file, if it has one.
+
+    Args:
+        size: of the disk; not used.
+        options: what ``resolve`` returned.
+        file_name: of the image; not used.
+    """
+    if DATA_FILE.name not in options:
+        return ()
+    from instar.core.plan import Companion
+
+    name, keep = str(options[DATA_FILE.name]), bool(options[KEEP_DATA_FILE.name])
+    return (Companion(name, keep=keep, from_cwd=True),)
+
+
+def _encryption(given: Settings) -> dict[str, int | bool | str]:
+    """Judge what is said about encryption, but for the passphrase."""
     format = given.text(ENCRYPT_FORMAT)
-    details = [row for row in ENCRYPT_DETAILS if row.name in given.values]
-    if on and format is not None:
-        raise OptionError(
-            "qcow2-encryption-twice",
-            "give either 'encrypt.format' or its alias 'encryption', not both",
-            key=ENCRYPTION.name,
-        )
-    if format is not None:
-        ENCRYPT_FORMAT.pick(format)
-        raise _not_yet(ENCRYPT_FORMAT)
-    if on:
-        raise _not_yet(ENCRYPTION)
-    if details:
-        raise OptionError(
-            "qcow2-encrypt-format-missing",
-            f"option '{details[0].name}' has no effect without 'encrypt.format'; add encrypt.format=luks",
-            key=details[0].name,
-        )
+    if given.flag(ENCRYPTION):
+        if format is not None:
+            raise OptionError(
+                "qcow2-encryption-twice",
+                "give either 'encrypt.format' or its alias 'encryption', not both",
+                key=ENCRYPTION.name,
+            )
+        format = "aes"
+    if format is None:
+        if details := [row for row in ENCRYPT_DETAILS if row.name in given.values]:
+            raise OptionError(
+                "qcow2-encrypt-format-missing",
+                f"option '{details[0].name}' has no effect without 'encrypt.format'; add encrypt.format=luks",
+                key=details[0].name,
+            )
+        return {}
+    format = ENCRYPT_FORMAT.pick(format)
+    from instar.formats.qcow2.encryption import choose
 
-
-def _not_yet(row: Option) -> OptionError:
-    return OptionError("not-yet", f"option '{row.name}' of qcow2 is not implemented yet", key=row.name, format=FORMAT)
+    return choose(format, given)
 
 
 def _needs_v3(chosen: dict[str, int | bool | str], row: Option, code: str) -> None:
@@ -277,22 +328,70 @@ def _refcounts(chosen: dict[str, int | bool | str]) -> None:
         _needs_v3(chosen, REFCOUNT_BITS, "qcow2-refcount-bits-version")
 
 
-def _data_file(given: Settings) -> None:
-    """Refuse what is wrong about external data files, and then external data files."""
-    if DATA_FILE.name in given.values:
-        raise _not_yet(DATA_FILE)
-    if given.flag(DATA_FILE_RAW):
+def _keep_data_file(given: Settings, chosen: dict[str, int | bool | str]) -> None:
+    """Refuse to keep a data file of which nothing would be left, or nothing be seen."""
+    mode = str(chosen["preallocation"])
+    if mode in ("falloc", "full"):
+        raise OptionError(
+            "qcow2-keep-data-file-overwritten",
+            f"preallocation={mode} would overwrite the data file, which keep_data_file=on keeps;"
+            " use preallocation=metadata",
+            key=KEEP_DATA_FILE.name,
+            value=mode,
+        )
+    if mode == "off" and not given.flag(DATA_FILE_RAW):
+        raise OptionError(
+            "qcow2-keep-data-file-unmapped",
+            "the new image would not show what is in the data file that keep_data_file=on keeps;"
+            " add data_file_raw=on or preallocation=metadata",
+            key=KEEP_DATA_FILE.name,
+        )
+
+
+def _data_file(given: Settings, chosen: dict[str, int | bool | str], backed: bool) -> None:
+    """Judge what is said about an external data file, and note it; a raw one has all its clusters mapped."""
+    name, raw = given.text(DATA_FILE), given.flag(DATA_FILE_RAW)
+    if raw and name is None:
         raise OptionError(
             "qcow2-data-file-raw-alone",
             "option 'data_file_raw' has no effect without 'data_file'",
             key=DATA_FILE_RAW.name,
         )
-    if given.flag(KEEP_DATA_FILE):
+    if raw and backed:
         raise OptionError(
-            "qcow2-keep-data-file-alone",
-            "option 'keep_data_file' has no effect without 'data_file'",
-            key=KEEP_DATA_FILE.name,
+            "qcow2-data-file-raw-backing",
+            "a raw data file shows nothing of a backing file; leave out data_file_raw=on or the backing file",
+            key=DATA_FILE_RAW.name,
         )
+    if name is None:
+        return
+    if raw and chosen["preallocation"] == "off":
+        chosen["preallocation"] = "metadata"
+    chosen["data_file"] = _recorded(name)
+    _needs_v3(chosen, DATA_FILE, "qcow2-data-file-version")
+    chosen["data_file_raw"] = raw
+    chosen["keep_data_file"] = given.flag(KEEP_DATA_FILE)
+
+
+def _recorded(name: str) -> str:
+    """Return the name of a data file as an image records it: without ``file:``, and never like a protocol's.
+
+    Raises:
+        OptionError: ``unknown-protocol``.
+    """
+    plain = name.removeprefix("file:")
+    head, colon, _ = plain.partition(":")
+    if not colon or "/" in head:
+        return plain
+    if plain != name:
+        return f"./{plain}"
+    raise OptionError(
+        "unknown-protocol",
+        f"data file '{printable(name)}' names protocol '{printable(head)}', and instar makes plain files;"
+        f" for a file of that name write './{printable(name)}'",
+        key=DATA_FILE.name,
+        protocol=head,
+    )
 
 
 def _size(size: int, chosen: dict[str, int | bool | str]) -> None:
@@ -310,7 +409,7 @@ def _size(size: int, chosen: dict[str, int | bool | str]) -> None:
         )
     cluster_size, extended = int(chosen["cluster_size"]), bool(chosen["extended_l2"])
     check_size(rounded, cluster_size, extended_l2=extended)
-    if chosen["preallocation"] == "off":
+    if chosen["preallocation"] == "off" or DATA_FILE.name in chosen:
         return
     # Refcounts of all clusters are written. Only where that comes near the limit is it worth to lay them out.
     order = int(chosen["refcount_bits"]).bit_length() - 1

@@ -22,6 +22,8 @@ PAGE = REFERENCE_PAGE
 LARGE = 255
 _SHIFT = PAGE.bit_length() - 1
 _MASK = PAGE - 1
+#: From so many references to each cluster of a list on it pays to count them first.
+_REPEATS = 8
 
 _uniform: dict[int, bytes] = {}
 
@@ -117,6 +119,8 @@ class References:
     def singles(self, structure: str, clusters: list[int], weight: int = 1) -> None:
         """Count references to whole clusters that do not follow one another; as ``run``, for each."""
         pages, inside, room = self.pages, self.inside, self._ceiling - weight
+        if self._repeated(clusters, weight):
+            return
         for cluster in clusters:
             if cluster < inside:
                 page = pages.get(cluster >> _SHIFT)
@@ -126,6 +130,24 @@ class References:
                     self._count(structure, cluster, 1, weight)
             else:
                 self.run(structure, cluster, 1, weight)
+
+    def _repeated(self, clusters: list[int], weight: int) -> bool:
+        """Count a list that is mostly a few clusters again and again, if that is all there is to do."""
+        distinct = set(clusters)
+        if len(distinct) * _REPEATS > len(clusters):
+            return False
+        found = []
+        for cluster in distinct:
+            page = self.pages.get(cluster >> _SHIFT)
+            if cluster >= self.inside or not isinstance(page, bytearray):
+                return False
+            count = page[cluster & _MASK] + clusters.count(cluster) * weight
+            if count > self._ceiling:
+                return False
+            found.append((page, cluster & _MASK, count))
+        for page, place, count in found:
+            page[place] = count
+        return True
 
     def get(self, cluster: int) -> int:
         """Return the count of one cluster."""
