@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from instar.core.errors import HostError, ImageError, InstarError, InternalError, OptionError, SandboxError
     from instar.host.check import CheckResult, check
     from instar.host.create import CreateResult, create
+    from instar.host.create_many import create_many
     from instar.host.info import ImageInfo, info, info_chain
     from instar.host.sandbox import SelfTestResult, self_test
     from instar.sandbox.cell import Isolation
 
 _NAMES = {
     "create": "instar.host.create",
+    "create_many": "instar.host.create_many",
     "CreateResult": "instar.host.create",
     "info": "instar.host.info",
     "info_chain": "instar.host.info",
@@ -49,6 +51,7 @@ __all__ = [
     "SelfTestResult",
     "check",
     "create",
+    "create_many",
     "info",
     "info_chain",
     "self_test",

@@ -1,7 +1,7 @@
 """What may legitimately differ between our image and qemu-img's own of the same case, and nothing else.
 
-Random: VMDK's CID, VHD's UUID, VHDX's GUIDs and sequence numbers. Dated: VHD's time stamp. The tool's name: VHDX's
-creator. Checksums over these follow them.
+Random: VMDK's CID, VHD's UUID, VHDX's GUIDs and sequence numbers, VDI's UUIDs. Dated: VHD's time stamp. The tool's
+name: VHDX's creator. Checksums over these follow them.
 """
 
 from __future__ import annotations
@@ -11,14 +11,27 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 _FOOTER_TIME, _FOOTER_CHECKSUM, _FOOTER_UUID = (24, 28), (64, 68), (68, 84)
+#: VDI: the image, and its last change.
+_VDI_UUIDS = (392, 424)
 _VHDX_CREATOR = (8, 8 + 512)
 #: checksum, sequence number, then three GUIDs (the log's is zero) in each header
 _VHDX_HEADER = ((4, 16), (16, 48))
 _VHDX_REGION_1 = 192 << 10
 _VHDX_REGION_2 = 256 << 10
+
+
+def knowingly_refused(format: str, options: Mapping[str, str], size: int) -> bool:
+    """Tell whether qemu-img makes an image that cannot be used, or hardly, and instar refuses (docs/quirks.md)."""
+    if format != "vmdk":
+        return False
+    subformat = options.get("subformat", "monolithicSparse")
+    if subformat.startswith("twoGb"):
+        return size > 1023 << 31
+    return subformat != "monolithicFlat" and -(-size // 65536) > (1 << 32) - 512
 
 
 def ignored(format: str, path: Path) -> tuple[tuple[int, int], ...]:
@@ -30,6 +43,8 @@ def ignored(format: str, path: Path) -> tuple[tuple[int, int], ...]:
             with path.open("rb") as file:
                 at += [0] if os.pread(file.fileno(), 8, 0) == b"conectix" else []
         return tuple((o + a, o + b) for o in at for a, b in (_FOOTER_TIME, _FOOTER_CHECKSUM, _FOOTER_UUID))
+    if format == "vdi":
+        return (_VDI_UUIDS,)
     if format == "vhdx":
         with path.open("rb") as file:
             table = os.pread(file.fileno(), 64 << 10, _VHDX_REGION_1)

@@ -59,10 +59,46 @@ def test_raises_by_whose_fault_it_is_and_leaves_the_target(call, error, code, tm
     assert os.listdir(tmp_path) == ["d"]
 
 
-def test_options_of_later_versions_are_refused_by_name(tmp_path):
-    with pytest.raises(instar.OptionError, match="data_file") as caught:
-        instar.create(str(tmp_path / "d"), "1M", format="qcow2", options={"data_file": "x"})
-    assert caught.value.code == "not-yet"
+def test_an_image_of_several_files_is_told_whole(tmp_path):
+    made = instar.create(str(tmp_path / "d.vmdk"), "3G", format="vmdk", options={"subformat": "twoGbMaxExtentFlat"})
+    assert [(os.path.basename(name), size) for name, size in made.files] == [
+        ("d.vmdk", made.file_size),
+        ("d-f001.vmdk", 2 << 30),
+        ("d-f002.vmdk", 1 << 30),
+    ]
+    assert all(os.stat(name).st_size == size for name, size in made.files)
+    assert made.virtual_size == 3 << 30
+
+
+def test_a_companion_that_is_the_backing_file_is_refused(tmp_path):
+    base = tmp_path / "d-s001.vmdk"
+    instar.create(str(base), "1M", format="vmdk")
+    before = base.read_bytes()
+    with pytest.raises(instar.OptionError) as caught:
+        instar.create(
+            str(tmp_path / "d.vmdk"),
+            format="vmdk",
+            options={"subformat": "twoGbMaxExtentSparse"},
+            backing="d-s001.vmdk",
+            backing_format="vmdk",
+        )
+    assert caught.value.code == "backing-same-file"
+    assert base.read_bytes() == before
+    assert os.listdir(tmp_path) == ["d-s001.vmdk"]
+
+
+def test_a_secret_that_was_not_given_is_asked_for_before_anything_is_touched(tmp_path):
+    with pytest.raises(instar.OptionError) as caught:
+        instar.create(
+            str(tmp_path / "d"),
+            "1M",
+            format="qcow2",
+            options={"encrypt.format": "luks", "encrypt.key-secret": "mine"},
+            secrets={"yours": b"correct horse"},
+        )
+    assert caught.value.code == "no-secret"
+    assert "horse" not in repr(caught.value) + str(caught.value.facts())
+    assert os.listdir(tmp_path) == []
 
 
 def test_many_threads_may_create_and_describe_at_once(tmp_path):

@@ -125,7 +125,7 @@ class Series:
 
 
 class Allocate:
-    """A range the host reserves (``falloc``) or reserves and makes zero (``full``) after the writes."""
+    """A range the host reserves (``falloc``) or reserves and makes zero (``full``), between the items around it."""
 
     __slots__ = ("file", "label", "length", "mode", "offset")
 
@@ -176,12 +176,25 @@ class Plan:
     def check(self) -> None:
         """Verify the invariants; for tests and for planners' own doubts.
 
+        What an ``Allocate`` reserves may be written to by items that follow it.
+
         Raises:
             InternalError: two items overlap, or one lies outside its file's final size.
         """
-        spans = sorted(
-            (item.file, item.offset, item.offset + item.length, item.label) for item in self.items if item.length
-        )
+        spans: list[tuple[int, int, int, str]] = []
+        reserved: list[tuple[int, int, int, str]] = []
+        for item in self.items:
+            span = (item.file, item.offset, item.offset + item.length, item.label)
+            if isinstance(item, Allocate):
+                if any(file == span[0] and start < span[2] and end > span[1] for file, start, end, _ in spans):
+                    raise InternalError(f"plan: {item.label!r} would be reserved after something in it was written")
+                reserved.append(span)
+            elif item.length:
+                spans.append(span)
+        self._check_spans(sorted(spans))
+        self._check_spans(sorted(reserved))
+
+    def _check_spans(self, spans: list[tuple[int, int, int, str]]) -> None:
         previous = (-1, 0, 0, "")
         for span in spans:
             file, start, end, label = span
@@ -211,19 +224,59 @@ class Plan:
         )
 
 
-class Backing:
-    """What a planner may know of the backing file: its name as typed and what a cell reported of it."""
+class Companion:
+    """A further file of an image, as ``formats/*/options.companions`` names it; the plan's file 1, 2 and so on.
 
-    __slots__ = ("content_id", "format", "name", "virtual_size")
+    Attributes:
+        name: as seen from the image's folder.
+        keep: the file must be there and is used as it is: it can become longer, but nothing in it is replaced.
+        from_cwd: the name is as typed, seen from the working folder (as QEMU opens a qcow2 data file).
+    """
+
+    __slots__ = ("from_cwd", "keep", "name")
+
+    def __init__(self, name: str, *, keep: bool = False, from_cwd: bool = False) -> None:
+        self.name = name
+        self.keep = keep
+        self.from_cwd = from_cwd
+
+    def __repr__(self) -> str:
+        return f"Companion({self.name!r}, keep={self.keep})"
+
+
+class Backing:
+    """What a planner may know of the backing file: its name as typed and what a cell reported of it.
+
+    Attributes:
+        content_id: CID of a VMDK.
+        identity: what the parser of a VHD or VHDX gave for its children to record, ``None`` if it cannot be a parent.
+            Opaque to all but that format.
+        modified: seconds since 1970-01-01 UTC, of the file's last change.
+        relative, absolute: the file's name as seen from the new image's folder, and from the root.
+    """
+
+    __slots__ = ("absolute", "content_id", "format", "identity", "modified", "name", "relative", "virtual_size")
 
     def __init__(
-        self, name: str, format: str | None, *, virtual_size: int | None = None, content_id: int | None = None
+        self,
+        name: str,
+        format: str | None,
+        *,
+        virtual_size: int | None = None,
+        content_id: int | None = None,
+        identity: bytes | None = None,
+        modified: int = 0,
+        relative: str = "",
+        absolute: str = "",
     ) -> None:
         self.name = name
         self.format = format
         self.virtual_size = virtual_size
-        #: CID of a VMDK backing file.
         self.content_id = content_id
+        self.identity = identity
+        self.modified = modified
+        self.relative = relative
+        self.absolute = absolute
 
 
 class Seed:
@@ -234,14 +287,26 @@ class Seed:
         time: seconds since 1970-01-01 UTC.
         file_name: base name of the image, for formats whose metadata names it.
         backing: the backing file, or ``None``.
+        secret: the passphrase of an encrypted image, or ``None``. Never part of an error, and not of ``repr``.
+        pbkdf_rate: iterations of PBKDF2, with the hash that the options name, that this host does in a second for
+            one block of output; 0 if nobody measured.
     """
 
-    __slots__ = ("backing", "entropy", "file_name", "time")
+    __slots__ = ("backing", "entropy", "file_name", "pbkdf_rate", "secret", "time")
 
     def __init__(
-        self, *, entropy: bytes = bytes(64), time: int = 0, file_name: str = "", backing: Backing | None = None
+        self,
+        *,
+        entropy: bytes = bytes(64),
+        time: int = 0,
+        file_name: str = "",
+        backing: Backing | None = None,
+        secret: bytes | None = None,
+        pbkdf_rate: int = 0,
     ) -> None:
         self.entropy = entropy
         self.time = time
         self.file_name = file_name
         self.backing = backing
+        self.secret = secret
+        self.pbkdf_rate = pbkdf_rate

@@ -1,6 +1,9 @@
-"""Make an image: run the format's planner and write its plan to file 0. The host does what needs more rights.
+"""Make an image: run the format's planner and write its plan. The host does what needs more rights.
 
-Requests made of the host: ``{"do": "allocate", "offset", "length", "mode"}`` and ``{"do": "progress", …}``.
+A cell has only so many files. Of an image of more, each of several jobs, with the same seed and so the same plan,
+writes the files from ``first_file`` on.
+
+Requests made of the host: ``{"do": "allocate", "file", "offset", "length", "mode"}`` and ``{"do": "progress", …}``.
 """
 
 from __future__ import annotations
@@ -40,7 +43,11 @@ def preload(args: dict[str, Wire]) -> None:
         __import__("array")
     for row in creatable():
         if row.name != "raw" and name in (None, row.name):
-            __import__(f"instar.formats.{row.name}.plan")
+            planner = f"instar.formats.{row.name}.plan"
+            __import__(planner)
+            # What a planner imports only for some options.
+            if isinstance(options, dict) and (wish := getattr(sys.modules[planner], "preload", None)):
+                wish(options)
 
 
 def seed_of(args: dict[str, Wire]) -> Seed:
@@ -53,37 +60,37 @@ def seed_of(args: dict[str, Wire]) -> Seed:
             take_optional(named, "format", str),
             virtual_size=take_optional(named, "virtual_size", int),
             content_id=take_optional(named, "content_id", int),
+            identity=take_optional(named, "identity", bytes),
+            modified=take(named, "modified", int),
+            relative=take(named, "relative", str),
+            absolute=take(named, "absolute", str),
         )
     return Seed(
         entropy=take(args, "entropy", bytes),
         time=take(args, "time", int),
         file_name=take(args, "file_name", str),
         backing=backing,
+        secret=take_optional(args, "secret", bytes),
+        pbkdf_rate=take(args, "pbkdf_rate", int),
     )
 
 
-def run(args: dict[str, Wire], files: Sequence[GrantedFile], ask: Ask) -> Wire:
-    """Write the image; return its totals."""
+def plan_of(args: dict[str, Wire], seed: Seed) -> Plan:
+    """Return the plan that a job asks for.
+
+    Raises:
+        OptionError: as the planner says. ImageError: ``too-large``, a file would be longer than the host allows.
+    """
     planner = sys.modules[f"instar.formats.{take(args, 'format', str)}.plan"]
-    plan: Plan = planner.create(take_size(args, "size"), take(args, "options", dict), seed_of(args))
-    file_bytes = take_size(args, "file_bytes")
-    if any(size > file_bytes for size in plan.sizes):
-        raise ImageError(
-            "too-large", "image", "the image file would be too large", value=max(plan.sizes), limit=file_bytes
-        )
-    written = 0
-    told = 0
-    for item in plan.items:
-        if isinstance(item, Allocate):
-            ask({"do": "allocate", "file": item.file, "offset": item.offset, "length": item.length, "mode": item.mode})
-            continue
-        target = files[item.file]
-        for offset, data in item.pieces():
-            target.write(offset, data)
-            written += len(data)
-            if written - told >= PROGRESS_STEP:
-                told = written
-                ask({"do": "progress", "done": written})
+    plan: Plan = planner.create(take_size(args, "size"), take(args, "options", dict), seed)
+    limit = take_size(args, "file_bytes")
+    if any(size > limit for size in plan.sizes):
+        raise ImageError("too-large", "image", "the image file would be too large", value=max(plan.sizes), limit=limit)
+    return plan
+
+
+def totals(plan: Plan, written: int) -> dict[str, Wire]:
+    """Return what a host is told of an image whose planned bytes have been ``written``."""
     return {
         "virtual_size": plan.virtual_size,
         "unit": plan.unit,
@@ -91,3 +98,24 @@ def run(args: dict[str, Wire], files: Sequence[GrantedFile], ask: Ask) -> Wire:
         "sizes": list(plan.sizes),
         "metadata_bytes": written,
     }
+
+
+def run(args: dict[str, Wire], files: Sequence[GrantedFile], ask: Ask) -> Wire:
+    """Write the image; return its totals."""
+    plan, first = plan_of(args, seed_of(args)), take_size(args, "first_file")
+    written = 0
+    told = 0
+    for item in plan.items:
+        if not first <= item.file < first + len(files):
+            continue
+        if isinstance(item, Allocate):
+            ask({"do": "allocate", "file": item.file, "offset": item.offset, "length": item.length, "mode": item.mode})
+            continue
+        target = files[item.file - first]
+        for offset, data in item.pieces():
+            target.write(offset, data)
+            written += len(data)
+            if written - told >= PROGRESS_STEP:
+                told = written
+                ask({"do": "progress", "done": written})
+    return totals(plan, written)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from instar.core.errors import ImageError
+from instar.core.image import Elsewhere
 from instar.core.wire import take, take_optional
 from instar.guest.detect import choose, module
 from instar.guest.detect import preload as preload_formats
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from instar.core.reader import Reader
     from instar.core.wire import Wire
+    from instar.formats import Format
     from instar.guest.main import Ask
 
 
@@ -21,15 +23,21 @@ def preload(args: dict[str, Wire]) -> None:
     preload_formats(take_optional(args, "format", str), ("parse",))
 
 
-def parts_of(args: dict[str, Wire], files: Sequence[Reader]) -> list[Reader | None]:
+def parts_of(args: dict[str, Wire], files: Sequence[Reader]) -> list[Reader | Elsewhere | None]:
     """Return the readers of the files that the image names, in its order; ``None`` for one not granted.
 
-    ``args["parts"]`` holds a file number or ``None`` for each.
+    ``args["parts"]`` holds for each a file number, ``None``, or a list of one member, which is ``Elsewhere.facts``.
     """
     rows = args.get("parts")
     if not isinstance(rows, list):
         return []
-    return [files[row] if isinstance(row, int) and 0 < row < len(files) else None for row in rows]
+    found: list[Reader | Elsewhere | None] = []
+    for row in rows:
+        if isinstance(row, list):
+            found.append(Elsewhere(row[0] if row else None))
+        else:
+            found.append(files[row] if isinstance(row, int) and 0 < row < len(files) else None)
+    return found
 
 
 def generation_of(args: dict[str, Wire]) -> tuple[int, int]:
@@ -37,9 +45,21 @@ def generation_of(args: dict[str, Wire]) -> tuple[int, int]:
     return take(args, "major", int), take(args, "minor", int)
 
 
+def find_format(args: dict[str, Wire], image: Reader, ask: Ask) -> Format:
+    """Return the row of the image's format; where the host wants to lock the image first, say it and wait.
+
+    Raises:
+        ImageError: as ``choose``.
+    """
+    row = choose(image, take_optional(args, "format", str))
+    if args.get("announce"):
+        ask({"do": "format", "format": row.name})
+    return row
+
+
 def run(args: dict[str, Wire], files: Sequence[Reader], ask: Ask) -> Wire:
     """Return ``ImageFacts`` as a wire value."""
-    row = choose(files[0], take_optional(args, "format", str))
+    row = find_format(args, files[0], ask)
     try:
         facts = module(row.name, "parse").info(files[0], parts_of(args, files), generation=generation_of(args))
     except ImageError as error:

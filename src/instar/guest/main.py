@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 #: Operation -> module. Each has ``preload(args)`` and ``run(args, files, ask) -> Wire``.
 OPERATIONS = {
     "create": "instar.guest.create",
+    "create-many": "instar.guest.create_many",
     "info": "instar.guest.info",
     "check": "instar.guest.check",
 }
+
+#: Options that need a library for encryption.
+_HEAVY_OPTIONS = ("key-secret", "encrypt.format")
 
 #: Said when there is no memory left to say anything else.
 _NO_MEMORY = encode({"error": {"class": "limit", "detail": "the cell ran out of memory"}})
@@ -47,8 +51,27 @@ def preload(job: bytes) -> None:
     _load(OPERATIONS[take(value, "op", str)]).preload(args)
 
 
+def heavy_part(job: bytes) -> bytes | None:
+    """Return a job whose ``preload`` imports what ``preload_all`` leaves out and ``job`` needs, ``None`` if nothing.
+
+    That is for libraries that would make every cell larger. What is returned names nothing but options: no secret.
+
+    Raises:
+        WireError: as ``preload``.
+    """
+    value = decode(job)
+    args = take(value, "args", dict)
+    options = args.get("options")
+    if take(value, "op", str) != "create" or not isinstance(options, dict):
+        return None
+    kept = {key: options[key] for key in _HEAVY_OPTIONS if options.get(key)}
+    if not kept:
+        return None
+    return encode({"op": "create", "args": {"format": args.get("format"), "size": 0, "options": kept}})
+
+
 def preload_all() -> None:
-    """Import all that any job may need. For who starts cells before the jobs are known."""
+    """Import all that any job may need, but for ``heavy_part``. For who starts cells before the jobs are known."""
     for name in OPERATIONS.values():
         _load(name).preload({"format": None})
 
@@ -59,19 +82,24 @@ def main(job: bytes, files: Sequence[GrantedFile], ask: Ask) -> bytes:
         return encode({"ok": _run(job, files, ask)})
     except MemoryError:
         return _NO_MEMORY
-    except ImageError as error:
-        facts = _image_error(error)
-    except OptionError as error:  # a planner's last word on what was asked for
-        values: dict[str, Wire] = {k: v for k, v in error.values.items() if isinstance(v, (int, str))}
-        facts = {"class": "option", "code": error.code, "detail": _text(error.detail), "values": values}
-    except OSError as error:
-        facts = {"class": "os", "errno": error.errno or 0}
     except Exception as error:
-        facts = {"class": "internal", "detail": _describe(error)}
+        facts = facts_of(error)
     try:
         return encode({"error": facts})
     except MemoryError:
         return _NO_MEMORY
+
+
+def facts_of(error: Exception) -> dict[str, Wire]:
+    """Return what went wrong as values that the host makes words of."""
+    if isinstance(error, ImageError):
+        return _image_error(error)
+    if isinstance(error, OptionError):  # a planner's last word on what was asked for
+        values: dict[str, Wire] = {k: v for k, v in error.values.items() if isinstance(v, (int, str))}
+        return {"class": "option", "code": error.code, "detail": _text(error.detail), "values": values}
+    if isinstance(error, OSError):
+        return {"class": "os", "errno": error.errno or 0}
+    return {"class": "internal", "detail": _describe(error)}
 
 
 def _run(job: bytes, files: Sequence[GrantedFile], ask: Ask) -> Wire:

@@ -12,6 +12,7 @@ from instar.core.errors import (
     MAX_DETAIL,
     HostError,
     ImageError,
+    InstarError,
     InternalError,
     OptionError,
     SandboxError,
@@ -63,7 +64,7 @@ def call(
             raise WireError("the reply is neither a value nor an error")
         if "ok" in value:
             return value["ok"]
-        error = _error(take(value, "error", dict), path, limits)
+        error = error_of(take(value, "error", dict), path, limits)
     except WireError as fault:
         raise SandboxError("protocol", f"the cell's reply cannot be used: {fault}", path=path) from None
     except SandboxError as fault:
@@ -72,8 +73,12 @@ def call(
     raise error
 
 
-def _error(facts: dict[str, Wire], path: str, limits: Limits) -> Exception:
-    """Rebuild an error from what a cell says. Texts are capped: they may be as long as a reply."""
+def error_of(facts: dict[str, Wire], path: str, limits: Limits) -> InstarError:
+    """Rebuild an error from what a cell says. Texts are capped: they may be as long as a reply.
+
+    Raises:
+        WireError: it says nothing that can be understood.
+    """
     kind = take(facts, "class", str)
     if kind == "os":
         number = take(facts, "errno", int)

@@ -1,4 +1,4 @@
-"""A new image appears whole or not at all.
+"""A new file appears whole or not at all; ``outputs`` has the rule for several that belong together.
 
 Law: the target is not touched before ``begin``, and then only where it must be written in place. A new file has
 no name until it is complete (``O_TMPFILE``), so that not even SIGKILL leaves a trace; an existing one is replaced
@@ -13,12 +13,12 @@ import os
 import stat
 
 from instar.core.errors import HostError
+from instar.host import temporary
 from instar.host.files import bad_name, host_error
 from instar.sandbox.posix import above_stdio, hold_signals, let_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import FrameType
     from typing import Self
 
 _FOLDER_HINT = "create the folder first"
@@ -26,59 +26,70 @@ _NEW_MODE = 0o644
 _READ_WRITE = os.O_RDWR | os.O_CLOEXEC
 #: What kernels and file systems without unnamed files answer.
 _NO_TMPFILE = (errno.EISDIR, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT)
-#: SIGHUP and SIGTERM.
-_ENDING_SIGNALS = (1, 15)
 
 
 class Output:
-    """A file being made for ``path``.
+    """A file being made for ``path``, or with ``keep`` one that is there already and is used as it is.
+
+    ``folders`` holds descriptors of folders by name, so that many files of one folder need only one; whoever gives
+    it closes them.
 
     Attributes:
         fd: where it is written; empty, or a block device. -1 before ``begin`` if the target is written in place.
         in_place: why the target itself is written, or ``None``.
         exists: the target was there before.
+        keep: nothing in the target is replaced; it can only become longer.
         is_device, size: it is a block device, of so many bytes.
     """
 
     __slots__ = (
+        "_backup",
         "_base",
         "_dir",
-        "_handled",
+        "_folders",
+        "_grown",
         "_linked",
         "_old",
         "_old_fd",
+        "_shared",
         "exists",
         "fd",
         "in_place",
         "is_device",
+        "keep",
         "path",
         "size",
     )
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, folders: dict[str, int] | None = None, *, keep: bool = False) -> None:
         """Judge the target and open a place to write.
 
         Raises:
-            HostError: the folder is missing or not writable, or the target is a folder or no file.
+            HostError: the folder is missing or not writable, or the target is a folder or no file; with ``keep``,
+                it is not there.
         """
         self.path = path
+        self.keep = keep
         self.fd = -1
         self.in_place: str | None = None
         self.is_device = False
         self.exists = False
         self.size = 0
         self._dir = -1
+        self._grown = False
+        self._shared = folders is not None
+        self._folders: dict[str, int] = {} if folders is None else folders
         self._linked: str | None = None
+        self._backup: str | None = None
         self._old: os.stat_result | None = None
         self._old_fd = -1
-        self._handled: list[int] = []
         try:
             self._open_folder()
             self._open_target()
             self._open_new()
         except OSError as error:
             self.abandon()
-            raise host_error(error, path, "create it") from None
+            raise host_error(error, path, "open it" if keep else "create it") from None
         except ValueError as error:
             self.abandon()
             raise bad_name(error, path, "create it") from None
@@ -96,7 +107,9 @@ class Output:
         if not self._base or self.path.endswith("/"):
             raise IsADirectoryError(errno.EISDIR, "")
         try:
-            self._dir = above_stdio(os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            if folder not in self._folders:
+                self._folders[folder] = above_stdio(os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            self._dir = self._folders[folder]
         except FileNotFoundError as error:
             raise host_error(error, self.path, "create it", hint=_FOLDER_HINT) from None
 
@@ -106,6 +119,8 @@ class Output:
             # Looked at by name first, because opening some devices does something.
             found = os.stat(self._base, dir_fd=self._dir, follow_symlinks=False)
         except FileNotFoundError:
+            if self.keep:
+                raise
             return
         _judge(found, self.path)
         # Whoever may not write the old file may not replace it either, whatever the folder allows.
@@ -115,15 +130,22 @@ class Output:
         self._old = os.fstat(self._old_fd)
         _judge(self._old, self.path)
         self.exists = True
+        from instar.host.locks import hold
+
+        hold(self._old_fd, self.path, True, False)
         if stat.S_ISBLK(self._old.st_mode):
             self.in_place = "it is a block device"
             self.is_device = True
             self.size = os.lseek(self._old_fd, 0, os.SEEK_END)
             self._use_old()
+        elif self.keep:
+            self.in_place = "what is in it is kept"
+            self.size = self._old.st_size
+            self._use_old()
 
     def _open_new(self) -> None:
         """Open the file that will be put in place, or find out why the target must be written itself."""
-        if self.is_device:
+        if self.fd >= 0:
             return
         if self._old is None:
             self._open_unnamed(_NEW_MODE)
@@ -165,54 +187,26 @@ class Output:
             except OSError as error:
                 if error.errno not in _NO_TMPFILE:
                     raise
-        self._catch_signals()
         while self.fd < 0:
             # Remembered before it exists: whatever interrupts this, it is removed.
-            self._linked = self._temporary_name()
+            self._name_it(temporary.make_name(self._base))
             try:
-                fd = os.open(self._linked, _READ_WRITE | os.O_CREAT | os.O_EXCL, mode, dir_fd=self._dir)
+                fd = os.open(self._linked or "", _READ_WRITE | os.O_CREAT | os.O_EXCL, mode, dir_fd=self._dir)
                 self.fd = above_stdio(fd)
             except FileExistsError:
-                self._linked = None
+                self._forget_name()
             except OSError:
-                self._linked = None
+                self._forget_name()
                 raise
 
-    def _temporary_name(self) -> str:
-        # At most 255 bytes, whatever the characters are.
-        stem = os.fsdecode(os.fsencode(self._base)[:180])
-        return f".{stem}.{os.urandom(6).hex()}.instar"
+    def _name_it(self, name: str) -> None:
+        self._linked = name
+        temporary.remember(self._dir, name)
 
-    def _catch_signals(self) -> None:
-        """Where a temporary file has a name: remove it when a signal ends this program.
-
-        Only where such a signal would have ended the program anyway, and only for as long as the file exists.
-        """
-        import signal
-        import threading
-
-        if threading.current_thread() is not threading.main_thread():
-            return  # Python runs handlers in the main thread only, and only there they can be set
-        for number in _ENDING_SIGNALS:
-            if signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, self._on_signal)
-                self._handled.append(number)
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        import signal
-
-        self._remove_link()
-        signal.signal(number, signal.SIG_DFL)
-        signal.raise_signal(number)
-
-    def _let_signals_go(self) -> None:
-        if self._handled:
-            import signal
-
-            while self._handled:
-                number = self._handled.pop()
-                if signal.getsignal(number) == self._on_signal:
-                    signal.signal(number, signal.SIG_DFL)
+    def _forget_name(self) -> None:
+        if self._linked is not None:
+            temporary.forget(self._dir, self._linked)
+            self._linked = None
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
@@ -237,14 +231,21 @@ class Output:
                     errno.ENOSPC, self.path, f"write {size} bytes to a device of {self.size}", os.strerror(errno.ENOSPC)
                 )
             return
+        if self.keep and size <= self.size:
+            return
+        self._grown = self.keep
         try:
             os.ftruncate(self.fd, size)
         except OSError as error:
             raise host_error(error, self.path, f"give it {size} bytes") from None
 
     def identity(self) -> tuple[int, int] | None:
-        """Return device and inode of the target that is there now, or ``None``."""
+        """Return device and inode of the target that was there at the beginning, or ``None``."""
         return None if self._old is None else (self._old.st_dev, self._old.st_ino)
+
+    def place(self) -> tuple[int, str]:
+        """Return where the file is to be: its folder's descriptor and its name, links followed."""
+        return self._dir, self._base
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
@@ -255,26 +256,39 @@ class Output:
             HostError: the target could not be replaced; it is as it was.
         """
         try:
-            if self.in_place is not None:
-                os.fsync(self.fd)
-                return
-            if self._old is not None:
-                self._keep_attributes(self._old)
-                # Without this a power cut soon after the rename could leave an empty file where a good image was.
-                os.fsync(self.fd)
+            self.settle(lasting=self.exists)
             # Between getting a name and being renamed, the new file could be left behind by a signal.
             held = hold_signals()
             try:
-                self._put_in_place()
+                self.put_in_place()
             finally:
                 let_signals(held)
         except OSError as error:
-            raise host_error(error, self.path, "put the new image in place") from None
+            raise self.not_placed(error) from None
         finally:
             self.abandon()
 
-    def _put_in_place(self) -> None:
-        """Give the file its name. What another process has put there meanwhile is replaced."""
+    def not_placed(self, error: OSError) -> HostError:
+        """Turn an error of ``settle`` or ``put_in_place`` into one that names the file."""
+        return host_error(error, self.path, "put the new image in place")
+
+    def settle(self, *, lasting: bool) -> None:
+        """Give the new file everything but its name. ``lasting``: it must survive a power cut from here on.
+
+        Without that, a power cut soon after the rename could leave an empty file where a good image was.
+        """
+        if self.in_place is None and self._old is not None:
+            self._keep_attributes(self._old)
+        if lasting or self.in_place is not None:
+            os.fsync(self.fd)
+
+    def put_in_place(self, *, backup: bool = False) -> None:
+        """Give the file its name. What another process has put there meanwhile is replaced.
+
+        With ``backup``, what is replaced can be had back by ``take_back`` until ``drop_backup``.
+        """
+        if self.in_place is not None:
+            return
         if self._old is None and self._linked is None:
             try:
                 self._link(self._base)
@@ -282,14 +296,66 @@ class Output:
             except FileExistsError:
                 pass
         while self._linked is None:
-            name = self._temporary_name()
+            self._linked = temporary.make_name(self._base)
             try:
-                self._link(name)
+                self._link(self._linked)
             except FileExistsError:
-                continue
-            self._linked = name
+                self._forget_name()
+        if backup:
+            self._save_old()
         os.rename(self._linked, self._base, src_dir_fd=self._dir, dst_dir_fd=self._dir)
-        self._linked = None
+        self._forget_name()
+
+    def _save_old(self) -> None:
+        """Give the file that is to be replaced a second name."""
+        name = self._backup = temporary.make_name(self._base)
+        both = {"src_dir_fd": self._dir, "dst_dir_fd": self._dir}
+        try:
+            os.link(self._base, name, **both, follow_symlinks=False)
+        except FileNotFoundError:
+            self._backup = None
+        except OSError:
+            # No second names here, or none for this file: then the only name has to go for a moment.
+            os.rename(self._base, name, **both)
+
+    def is_placed(self) -> bool:
+        """Tell whether the name now stands for the new file."""
+        if self.fd < 0:
+            return False
+        try:
+            found = os.stat(self._base, dir_fd=self._dir, follow_symlinks=False)
+        except OSError:
+            return False
+        new = os.fstat(self.fd)
+        return (found.st_dev, found.st_ino) == (new.st_dev, new.st_ino)
+
+    def take_back(self) -> None:
+        """Undo ``put_in_place``: the name stands for what it stood for before.
+
+        Raises:
+            OSError: the system refuses; an earlier file is then still there under a temporary name.
+        """
+        if self.in_place is not None:
+            return
+        if self._backup is not None:
+            try:
+                os.rename(self._backup, self._base, src_dir_fd=self._dir, dst_dir_fd=self._dir)
+            except FileNotFoundError:
+                pass  # interrupted before there was one
+            # Where both names stand for one file, a rename does nothing.
+            self.drop_backup()
+        elif self.is_placed():
+            os.unlink(self._base, dir_fd=self._dir)
+
+    def drop_backup(self) -> None:
+        """Give up what was replaced: every file that belongs together is in its place."""
+        self._grown = False
+        if self._backup is not None:
+            try:
+                os.unlink(self._backup, dir_fd=self._dir)
+            except OSError:
+                pass
+            self._backup = None
 
     def _link(self, name: str) -> None:
         # linkat(2): an unnamed file is given a name through its entry in /proc, which needs no privilege.
@@ -319,7 +385,7 @@ class Output:
                 os.unlink(self._linked, dir_fd=self._dir)
             except OSError:
                 pass
-            self._linked = None
+            self._forget_name()
 
     def _discard_new(self) -> None:
         self._remove_link()
@@ -329,14 +395,26 @@ class Output:
 
     def abandon(self) -> None:
         """Leave nothing behind; harmless after ``commit`` and when done twice."""
+        if self._grown and self.fd >= 0:
+            try:
+                os.ftruncate(self.fd, self.size)
+            except OSError:
+                pass
+            self._grown = False
+        locked = self._old_fd if self._old_fd >= 0 else self.fd
+        if self.exists and locked >= 0:
+            from instar.host.locks import release
+
+            # A cell that is slow to die may still have the descriptor.
+            release(locked)
         self._discard_new()
-        self._let_signals_go()
         if self._old_fd >= 0:
             os.close(self._old_fd)
             self._old_fd = -1
-        if self._dir >= 0:
-            os.close(self._dir)
-            self._dir = -1
+        if not self._shared:
+            while self._folders:
+                os.close(self._folders.popitem()[1])
+        self._dir = -1
 
     def __enter__(self) -> Self:
         return self

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import sys
 
+from instar.core import NEWEST
 from instar.core.errors import OptionError, printable
 from instar.core.options import Option, Settings, read_settings
 from instar.core.units import INT64_MAX, parse_size
 from instar.formats import creatable, find
-from instar.host.names import protocol_of
+from instar.host.names import protocol_of, strip_file_protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import ModuleType
 
+    from instar.core.errors import HostError
     from instar.core.options import Value
-    from instar.core.plan import Backing
+    from instar.core.plan import Backing, Companion
     from instar.formats import Format
 
 _MiB = 1 << 20
@@ -59,9 +61,10 @@ class Request:
         row: the format. ``rows``: its options and the file's.
         settings: what was given, backing file included. ``size``: bytes asked for.
         backing: what is known of the backing file, ``None`` without one.
+        parent_in_use: why its content ID cannot be relied on; qemu-img finds that out when it writes the image.
     """
 
-    __slots__ = ("backing", "path", "row", "rows", "settings", "size")
+    __slots__ = ("backing", "parent_in_use", "path", "row", "rows", "settings", "size")
 
     def __init__(self, path: str, row: Format, rows: tuple[Option, ...], settings: Settings) -> None:
         self.path = path
@@ -70,11 +73,18 @@ class Request:
         self.settings = settings
         self.size = 0
         self.backing: Backing | None = None
+        self.parent_in_use: HostError | None = None
 
 
-def option_rows(format_name: str, *, with_file: bool = True) -> tuple[Option, ...]:
-    """Return the options that a format takes, in qemu-img's order, with those of the file itself behind them."""
+def option_rows(format_name: str, *, with_file: bool = True, as_qemu: bool = False) -> tuple[Option, ...]:
+    """Return the options that a format takes, in qemu-img's order, with those of the file itself behind them.
+
+    With ``as_qemu`` only those that qemu-img has: an extension may bear the name of an option of the file, which it
+    gives a meaning for the format.
+    """
     own: tuple[Option, ...] = _options_module(format_name).CREATE
+    if as_qemu:
+        own = tuple(row for row in own if not row.extension)
     if not with_file:
         return own
     names = {row.name for row in own}
@@ -96,12 +106,38 @@ def find_creatable(name: str, *, aliases: bool = True) -> Format:
     row = find(name, aliases=aliases)
     known = ", ".join(sorted(n for f in creatable() for n in (f.name, *(f.aliases if aliases else ()))))
     if row is None:
+        from instar.core.drivers import CANNOT_CREATE
+
+        if name in CANNOT_CREATE:
+            raise OptionError("format-not-creatable", f"'{name}' is no format of images", format=name)
         raise OptionError("unknown-format", f"there is no format '{name}'; instar creates {known}", format=name)
     if not row.creatable:
         raise OptionError(
             "format-not-creatable", f"format '{name}' cannot be created; instar creates {known}", format=name
         )
     return row
+
+
+def refuse_protocol(path: str) -> None:
+    """Judge the name of the target.
+
+    Raises:
+        OptionError: ``unknown-protocol``, ``protocol-unsupported``, ``protocol-not-creatable``.
+    """
+    protocol = protocol_of(path)
+    if protocol not in (None, "file"):
+        from instar.core.drivers import CANNOT_CREATE, PROTOCOLS
+
+        driver = PROTOCOLS.get(protocol)
+        code = "unknown-protocol"
+        if driver is not None:
+            code = "protocol-not-creatable" if driver in CANNOT_CREATE else "protocol-unsupported"
+        raise OptionError(
+            code,
+            f"'{printable(path)}' names protocol '{protocol}', and instar makes plain files;"
+            f" for a file of that name write './{printable(path)}'",
+            protocol=driver or protocol,
+        )
 
 
 def read_request(
@@ -113,6 +149,8 @@ def read_request(
     backing_format: str | None,
     size: int | None,
     as_qemu: bool,
+    generation: tuple[int, int] = NEWEST,
+    warn: Callable[[str], None] | None = None,
 ) -> Request:
     """Read the words of a ``create``: steps 4 to 9 of qemu-img's order. Opens nothing.
 
@@ -120,16 +158,16 @@ def read_request(
         OptionError: what is wrong with the words.
     """
     row = find_creatable(format, aliases=not as_qemu)
-    protocol = protocol_of(path)
-    if protocol not in (None, "file"):
-        raise OptionError(
-            "unknown-protocol",
-            f"'{printable(path)}' names protocol '{protocol}', and instar makes plain files;"
-            f" for a file of that name write './{printable(path)}'",
-            protocol=protocol,
-        )
-    rows = tuple(r for r in option_rows(row.name) if not (as_qemu and r.extension))
-    settings = read_settings(rows, pairs, format=row.name, no_is_off=as_qemu)
+    refuse_protocol(path)
+    rows = tuple(r for r in option_rows(row.name, as_qemu=as_qemu) if not as_qemu or r.since <= generation)
+    settings = read_settings(
+        rows,
+        pairs,
+        format=row.name,
+        no_is_off=as_qemu,
+        generation=generation if as_qemu else NEWEST,
+        warn=warn if as_qemu else None,
+    )
     table = {r.name: r for r in rows}
     if size is not None:
         if "size" in settings.values:
@@ -157,8 +195,9 @@ def read_request(
 def judge(request: Request, as_qemu: bool) -> dict[str, Value]:
     """Apply the format's own rules, and those of the file."""
     settings = request.settings
-    own = {r.name for r in option_rows(request.row.name, with_file=False)}
-    if "preallocation" not in own:
+    own = {r.name for r in option_rows(request.row.name, with_file=False, as_qemu=as_qemu)}
+    # LUKS gives the file's own row an effect.
+    if "preallocation" not in own and not getattr(_options_module(request.row.name), "JUDGES_PREALLOCATION", False):
         value = settings.values.get("preallocation")
         if value == "metadata":
             raise OptionError(
@@ -172,11 +211,36 @@ def judge(request: Request, as_qemu: bool) -> dict[str, Value]:
                 format=request.row.name,
                 value=mode,
             )
+        # What is the file's is not the format's.
+        settings = _without(settings, "preallocation")
     if settings.number(EXTENT_SIZE_HINT) > 0xFFFFFFFF:
         raise OptionError("extent-size-hint-too-large", "extent_size_hint is too large; it must be below 4 GiB")
     resolve = _options_module(request.row.name).resolve
     options: dict[str, Value] = resolve(request.size, settings, request.backing)
     return options
+
+
+def needs_size(request: Request) -> bool:
+    """Tell whether the image has a disk at all (a detached header has none)."""
+    ask = getattr(_options_module(request.row.name), "needs_size", None)
+    return ask is None or bool(ask(request.settings))
+
+
+def _without(settings: Settings, name: str) -> Settings:
+    left = Settings()
+    left.raw = {key: text for key, text in settings.raw.items() if key != name}
+    left.values = {key: value for key, value in settings.values.items() if key != name}
+    return left
+
+
+def companions_of(request: Request, options: Mapping[str, Value]) -> tuple[Companion, ...]:
+    """Return the files that the image consists of besides its own; ``options`` are ``judge``'s."""
+    find_them = getattr(_options_module(request.row.name), "companions", None)
+    if find_them is None:
+        return ()
+    name = strip_file_protocol(request.path).rpartition("/")[2]
+    found: tuple[Companion, ...] = find_them(request.size, options, name)
+    return found
 
 
 def file_preallocation(settings: Settings) -> str:
@@ -199,8 +263,8 @@ def as_pairs(options: Mapping[str, object] | Iterable[tuple[str, str | None]]) -
     return [(key, ("on" if value else "off") if isinstance(value, bool) else str(value)) for key, value in items()]
 
 
-def read_size(size: int | str | None) -> int | None:
-    """Return a size in bytes, from a number or from text with a suffix.
+def read_size(size: int | str | None, generation: tuple[int, int] = NEWEST) -> int | None:
+    """Return a size in bytes, from a number or from text with a suffix, as that version of qemu-img reads it.
 
     Raises:
         OptionError: ``bad-image-size``, ``image-size-out-of-range``.
@@ -208,7 +272,7 @@ def read_size(size: int | str | None) -> int | None:
     if size is None:
         return None
     try:
-        value = parse_size(size) if isinstance(size, str) else int(size)
+        value = parse_size(size, generation) if isinstance(size, str) else int(size)
     except ValueError:
         raise OptionError(
             "bad-image-size",

@@ -7,7 +7,7 @@ from tests.support import QEMU_IMG, needs_qemu_img, run
 from instar.cli.messages.vmdk import QEMU
 from instar.core.errors import OptionError
 from instar.core.plan import Backing
-from instar.formats.vmdk.options import CREATE
+from instar.formats.vmdk.options import CREATE, companions
 
 LARGEST = ((1 << 32) - 512) * 65536
 PARENT = Backing("p.vmdk", "vmdk", virtual_size=1 << 20, content_id=7)
@@ -28,6 +28,7 @@ def test_fills_in_what_qemu_fills_in() -> None:
         "subformat": "monolithicSparse",
         "zeroed_grain": False,
         "grain_size": 65536,
+        "preallocation": "off",
     }
 
 
@@ -71,9 +72,13 @@ def test_empty_versions_are_kept_empty() -> None:
         ("compat6,hwversion=3,subformat=monolithicFlat,zeroed_grain", None, "vmdk-compat6-hwversion"),
         ("subformat=monolithicFlat,zeroed_grain", PARENT, "vmdk-flat-backing"),
         ("subformat=twoGbMaxExtentFlat,zeroed_grain", None, "vmdk-flat-zeroed-grain"),
-        ("subformat=monolithicFlat", None, "not-yet"),
-        ("subformat=twoGbMaxExtentFlat", None, "not-yet"),
-        ("subformat=twoGbMaxExtentSparse", None, "not-yet"),
+        ("subformat=monolithicFlat,grain_size=8k", None, "vmdk-flat-grain-size"),
+        ("subformat=twoGbMaxExtentFlat,preallocation=metadata", None, "vmdk-preallocation"),
+        ("subformat=streamOptimized,preallocation=metadata", None, "vmdk-preallocation"),
+        ("subformat=streamOptimized,preallocation=full", None, "vmdk-preallocation"),
+        ("preallocation=metadata", PARENT, "vmdk-preallocation"),
+        ("preallocation=falloc", PARENT, "vmdk-preallocation"),
+        ("preallocation=some", None, "bad-choice"),
         ("", Backing("p", "qcow2", content_id=1), "vmdk-backing-format"),
         ("", Backing("p", "vmdk"), "vmdk-parent-cid"),
         ("grain_size=4k", None, "vmdk-grain-size"),
@@ -159,3 +164,43 @@ def test_grain_size_scales_the_largest_size() -> None:
     judge(LARGEST // 8, "grain_size=8k")
     assert refused(LARGEST // 8 + 1, "grain_size=8k").code == "image-too-large"
     judge(LARGEST + 1, "grain_size=128k")
+
+
+@pytest.mark.parametrize(
+    ("subformat", "names"),
+    [
+        ("monolithicSparse", []),
+        ("streamOptimized", []),
+        ("monolithicFlat", ["d-flat.vmdk"]),
+        ("twoGbMaxExtentFlat", ["d-f001.vmdk", "d-f002.vmdk"]),
+        ("twoGbMaxExtentSparse", ["d-s001.vmdk", "d-s002.vmdk"]),
+    ],
+)
+def test_companions_are_the_extents(subformat: str, names: list[str]) -> None:
+    size = (2 << 30) + 1
+    chosen = judge(size, f"subformat={subformat}")
+    assert [(c.name, c.keep, c.from_cwd) for c in companions(size, chosen, "d.vmdk")] == [
+        (name, False, False) for name in names
+    ]
+
+
+@pytest.mark.parametrize("subformat", ["twoGbMaxExtentFlat", "twoGbMaxExtentSparse"])
+def test_a_split_disk_has_as_many_files_as_are_read(subformat: str) -> None:
+    largest = 1023 << 31
+    assert len(companions(largest, judge(largest, f"subformat={subformat}"), "d")) == 1023
+    error = refused(largest + 1, f"subformat={subformat}")
+    assert error.code == "vmdk-extents"
+    assert "1024 files" in str(error)
+
+
+def test_a_flat_disk_in_one_file_may_be_as_large_as_any() -> None:
+    assert judge((1 << 63) - 512, "subformat=monolithicFlat")["grain_size"] == 0
+
+
+@pytest.mark.parametrize(("size", "good"), [((2 << 40) - (1 << 30), True), (2 << 40, False)])
+def test_a_preallocated_grain_has_a_sector_number_of_32_bits(size: int, good: bool) -> None:
+    if good:
+        judge(size, "preallocation=metadata")
+    else:
+        assert refused(size, "preallocation=metadata").code == "image-too-large"
+    judge(size // 2, "subformat=twoGbMaxExtentSparse,preallocation=metadata")

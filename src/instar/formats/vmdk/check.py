@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from instar.core.errors import ImageError, printable
 from instar.core.finding import Report
+from instar.core.image import Elsewhere
 from instar.core.units import is_power_of_two
 from instar.formats.vmdk import descriptor
 from instar.formats.vmdk.claims import Tally
@@ -46,8 +47,8 @@ _REPEATED = (
 )
 
 
-def check(image: Reader, parts: Sequence[Reader | None], *, generation: tuple[int, int]) -> Report:
-    """Check a VMDK and the extents that it names; ``parts`` as for ``parse.info``.
+def check(image: Reader, parts: Sequence[Reader | Elsewhere | None], *, generation: tuple[int, int]) -> Report:
+    """Check a VMDK and those of the extents that it names which are here; ``parts`` as for ``parse.info``.
 
     The totals that qemu-img counts for other formats stay ``None``, as they do there.
 
@@ -57,9 +58,14 @@ def check(image: Reader, parts: Sequence[Reader | None], *, generation: tuple[in
     """
     disk = open_disk(image, parts)
     report = Report()
-    _descriptor(report, disk)
+    elsewhere = any(isinstance(part, Elsewhere) for part in parts)
+    # Of several cells the first judges the text.
+    if not any(isinstance(part, Elsewhere) and part.facts is not None for part in parts):
+        _descriptor(report, disk)
     for extent in disk.extents:
         if extent.reader is None:
+            if elsewhere:
+                continue
             raise ImageError("denied", extent.role, f"the file '{printable(extent.name, 200)}' was not granted")
         tally = Tally(report, "" if disk.embedded else f"{extent.role}: ")
         if extent.said_sectors not in (None, extent.sectors):

@@ -257,6 +257,10 @@ GT_SECTORS = 4 * GTES_PER_GT // SECTOR
 #: QEMU counts in 32 bits, rounding up to whole tables: from 2^32 - 511 grains on it wraps without a word and
 #: writes no tables at all. The last size that works is 256 TiB less 32 MiB, with 64 KiB grains.
 MAX_CREATED_GRAINS = (1 << 32) - GTES_PER_GT
+#: Bytes of disk in each file of a split one (spec, "Layout Basics": 2 GB).
+SPLIT_BYTES = 1 << 31
+#: Sector numbers in grain tables have 32 bits.
+MAX_SPARSE_FILE = SECTOR << 32
 DESCRIPTOR_SECTORS = 20
 #: Longest descriptor: QEMU's reader loses the 20th sector's last byte. (Its writer spills over the grain directory.)
 MAX_DESCRIPTOR = DESCRIPTOR_BYTES - 1

@@ -8,11 +8,25 @@ from __future__ import annotations
 
 from instar.core.errors import OptionError, printable
 from instar.core.options import Option
-from instar.core.units import ceil_div, format_size, is_power_of_two
-from instar.formats.vmdk.ondisk import DEFAULT_GRAIN, FORMAT, MAX_CREATED_GRAINS, MAX_GRAIN, MIN_GRAIN, NO_CID
+from instar.core.plan import Companion
+from instar.core.units import MiB, align_up, ceil_div, format_size, is_power_of_two
+from instar.formats.vmdk import split
+from instar.formats.vmdk.ondisk import (
+    DEFAULT_GRAIN,
+    FORMAT,
+    MAX_CREATED_GRAINS,
+    MAX_EXTENTS,
+    MAX_GRAIN,
+    MAX_SPARSE_FILE,
+    MIN_GRAIN,
+    NO_CID,
+    SPLIT_BYTES,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from instar.core.options import Settings
     from instar.core.plan import Backing
 
@@ -60,7 +74,8 @@ SUBFORMAT = Option(
     " | twoGbMaxExtentFlat | streamOptimized} ",
     default="monolithicSparse",
     choices=("monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "streamOptimized"),
-    note="monolithicSparse: one file that grows. streamOptimized: the same, its grains compressed.",
+    note="monolithicSparse: one file that grows. streamOptimized: the same, its grains compressed. monolithicFlat:"
+    " a descriptor, and a file as large as the disk. twoGbMaxExtent…: a descriptor, and a file for every 2 GiB.",
 )
 ZEROED_GRAIN = Option(
     "zeroed_grain",
@@ -68,6 +83,16 @@ ZEROED_GRAIN = Option(
     "Enable efficient zero writes using the zeroed-grain GTE feature",
     default=False,
     note="Header version 2; VMware products from 2012 on read it.",
+)
+PREALLOCATION = Option(
+    "preallocation",
+    "choice",
+    "Preallocation mode (allowed values: off, metadata, falloc, full)",
+    default="off",
+    choices=("off", "metadata", "falloc", "full"),
+    extension=True,
+    note="metadata: every grain has its place. falloc, full: as well, the space is reserved, or made zero. Flat"
+    " disks take falloc and full; streamOptimized none. (qemu-img ignores it.)",
 )
 GRAIN_SIZE = Option(
     "grain_size",
@@ -89,10 +114,9 @@ CREATE: tuple[Option, ...] = (
     SUBFORMAT,
     ZEROED_GRAIN,
     GRAIN_SIZE,
+    PREALLOCATION,
 )
 
-_FLAT = ("monolithicFlat", "twoGbMaxExtentFlat")
-_PLANNED = ("monolithicSparse", "streamOptimized")
 #: QEMU finds this word anywhere in a descriptor and takes what follows for the name of the backing file.
 _HINT = "parentFileNameHint"
 
@@ -101,12 +125,14 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
     """Judge the choices for a disk of ``size`` bytes and fill in the rest.
 
     Returns:
-        ``adapter_type``, ``hwversion``, ``toolsversion``, ``subformat``, ``zeroed_grain``, ``grain_size``.
+        ``adapter_type``, ``hwversion``, ``toolsversion``, ``subformat``, ``zeroed_grain``, ``grain_size`` (0 for a
+        flat disk), ``preallocation``.
 
     Raises:
         OptionError: ``vmdk-backing-fmt``, ``vmdk-choice``, ``vmdk-compat6-hwversion``, ``vmdk-flat-backing``,
-            ``vmdk-flat-zeroed-grain``, ``not-yet``, ``vmdk-backing-format``, ``vmdk-parent-cid``, ``vmdk-text``,
-            ``vmdk-grain-size``, ``image-too-large``.
+            ``vmdk-flat-zeroed-grain``, ``vmdk-backing-format``, ``vmdk-parent-cid``, ``vmdk-text``,
+            ``vmdk-grain-size``, ``vmdk-flat-grain-size``, ``vmdk-preallocation``, ``vmdk-extents``,
+            ``image-too-large``.
     """
     backing_fmt = given.text(BACKING_FMT)
     if backing_fmt is not None and backing_fmt != FORMAT:
@@ -121,18 +147,11 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
     zeroed_grain = given.flag(ZEROED_GRAIN)
     hwversion = _hwversion(given)
     toolsversion = given.text(TOOLSVERSION)
-    if subformat in _FLAT:
-        _judge_flat(subformat, zeroed_grain, backing)
-    if subformat not in _PLANNED:
-        raise OptionError(
-            "not-yet",
-            f"option 'subformat': instar does not make {subformat} yet; it makes {' and '.join(_PLANNED)}",
-            key=SUBFORMAT.name,
-            value=subformat,
-        )
+    if subformat in split.FLAT:
+        _judge_flat(subformat, given, backing)
     if backing is not None:
         _judge_backing(backing)
-    return {
+    chosen: dict[str, int | bool | str] = {
         "adapter_type": adapter_type,
         "hwversion": descriptor_text(HWVERSION.name, hwversion),
         "toolsversion": descriptor_text(
@@ -140,8 +159,32 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
         ),
         "subformat": subformat,
         "zeroed_grain": zeroed_grain,
-        "grain_size": _judge_grain(given.number(GRAIN_SIZE), size),
+        "grain_size": 0,
+        "preallocation": _judge_preallocation(given, subformat, backing),
     }
+    if split.count(size, subformat) > MAX_EXTENTS:
+        limit = MAX_EXTENTS * SPLIT_BYTES
+        raise OptionError(
+            "vmdk-extents",
+            f"a {subformat} disk of {size} bytes would have {split.count(size, subformat)} files, and no more than"
+            f" {MAX_EXTENTS} are read, which hold {limit} bytes; use subformat=monolithicSparse",
+            key=SUBFORMAT.name,
+            limit=limit,
+            value=size,
+        )
+    if subformat not in split.FLAT:
+        largest = min(size, SPLIT_BYTES) if subformat in split.SPLIT else size
+        chosen["grain_size"] = _judge_grain(given.number(GRAIN_SIZE), largest)
+        _judge_sparse_file(largest, chosen)
+    return chosen
+
+
+def companions(size: int, options: Mapping[str, int | bool | str], file_name: str) -> tuple[Companion, ...]:
+    """Return the extents of a disk whose descriptor is a file of its own; ``options`` are ``resolve``'s."""
+    subformat = str(options["subformat"])
+    if not split.has_files(subformat):
+        return ()
+    return tuple(Companion(name) for name in split.names(file_name, size, subformat))
 
 
 def _pick(row: Option, given: Settings) -> str:
@@ -168,7 +211,7 @@ def _hwversion(given: Settings) -> str:
     return DEFAULT_HWVERSION if asked is None else asked
 
 
-def _judge_flat(subformat: str, zeroed_grain: bool, backing: Backing | None) -> None:
+def _judge_flat(subformat: str, given: Settings, backing: Backing | None) -> None:
     """Refuse what a flat disk, which has no grains, cannot have."""
     if backing is not None:
         raise OptionError(
@@ -177,12 +220,58 @@ def _judge_flat(subformat: str, zeroed_grain: bool, backing: Backing | None) -> 
             key=SUBFORMAT.name,
             value=subformat,
         )
-    if zeroed_grain:
+    if given.flag(ZEROED_GRAIN):
         raise OptionError(
             "vmdk-flat-zeroed-grain",
             f"a {subformat} disk has no grains, so no zeroed ones; leave out zeroed_grain",
             key=ZEROED_GRAIN.name,
             value=subformat,
+        )
+    if GRAIN_SIZE.name in given.values:
+        raise OptionError(
+            "vmdk-flat-grain-size",
+            f"a {subformat} disk has no grains, so they have no size; leave out grain_size",
+            key=GRAIN_SIZE.name,
+            value=subformat,
+        )
+
+
+def _judge_preallocation(given: Settings, subformat: str, backing: Backing | None) -> str:
+    """Return the mode, if a disk of this kind can be preallocated so."""
+    mode = PREALLOCATION.pick(given.text(PREALLOCATION))
+    if mode == "off":
+        return mode
+    why = None
+    if subformat == "streamOptimized":
+        why = "the grains of a streamOptimized disk are compressed and have no place before they are written"
+    elif subformat in split.FLAT and mode == "metadata":
+        why = f"a {subformat} disk has no metadata; use falloc or full"
+    elif backing is not None:
+        why = "grains that are there would hide the backing file"
+    if why is not None:
+        raise OptionError(
+            "vmdk-preallocation",
+            f"option 'preallocation={mode}' cannot be had: {why}",
+            key=PREALLOCATION.name,
+            value=mode,
+        )
+    return mode
+
+
+def _judge_sparse_file(size: int, chosen: Mapping[str, int | bool | str]) -> None:
+    """Refuse a preallocated file in which not every sector has a number."""
+    if chosen["preallocation"] == "off":
+        return
+    grain = int(chosen["grain_size"])
+    # Two tables, of 4 bytes a grain, and their directories; then the grains.
+    if align_up(size, grain) + 2 * 5 * ceil_div(size, grain) + MiB > MAX_SPARSE_FILE:
+        raise OptionError(
+            "image-too-large",
+            f"a preallocated VMDK file has at most {MAX_SPARSE_FILE} bytes, too few for {size} bytes of disk and their"
+            " tables; use subformat=twoGbMaxExtentSparse, or no preallocation",
+            format=FORMAT,
+            limit=MAX_SPARSE_FILE,
+            value=size,
         )
 
 

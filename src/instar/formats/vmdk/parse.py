@@ -7,9 +7,10 @@ an extent is read only through the reader that the host passes back.
 from __future__ import annotations
 
 from instar.core.errors import ImageError, printable
-from instar.core.image import ImageFacts, Reference
+from instar.core.image import Elsewhere, ImageFacts, Reference
 from instar.core.reader import read_exact, read_padded
 from instar.core.units import INT64_MAX
+from instar.core.wire import take, take_size
 from instar.formats.vmdk import descriptor
 from instar.formats.vmdk.extent import Extent, open_cowd, open_hosted, open_sesparse, open_sparse
 from instar.formats.vmdk.ondisk import (
@@ -67,7 +68,7 @@ def is_descriptor(head: bytes) -> bool:
     return descriptor.is_text_descriptor(head)
 
 
-def open_disk(image: Reader, parts: Sequence[Reader | None]) -> Disk:
+def open_disk(image: Reader, parts: Sequence[Reader | Elsewhere | None]) -> Disk:
     """Read header, descriptor and extents; see ``info``.
 
     Raises:
@@ -127,7 +128,7 @@ def _embedded(image: Reader, extent: Extent) -> Disk:
     return disk
 
 
-def _from_embedded_text(image: Reader, parts: Sequence[Reader | None]) -> Disk:
+def _from_embedded_text(image: Reader, parts: Sequence[Reader | Elsewhere | None]) -> Disk:
     """Describe a file whose header says 0 sectors: only its descriptor counts.
 
     qemu-img makes such a file for a disk of 0 bytes, and cannot open it; here it is an empty disk.
@@ -139,7 +140,7 @@ def _from_embedded_text(image: Reader, parts: Sequence[Reader | None]) -> Disk:
     return _named(text, parts)
 
 
-def _named(text: bytes, parts: Sequence[Reader | None]) -> Disk:
+def _named(text: bytes, parts: Sequence[Reader | Elsewhere | None]) -> Disk:
     """Describe a disk whose descriptor names its extents."""
     create_type = _text(descriptor.create_type(text))
     if create_type not in DESCRIPTOR_TYPES:
@@ -153,19 +154,18 @@ def _named(text: bytes, parts: Sequence[Reader | None]) -> Disk:
     disk.create_type = create_type
     disk.embedded = False
     disk.lines = descriptor.extent_lines(text)
-    disk.complete = bool(parts)
-    if not disk.lines:
-        raise ImageError("invalid-format", "descriptor", "the descriptor names no extent")
+    # QEMU makes a descriptor without extents for a disk of 0 bytes (and fails an assertion of its own on it).
+    disk.complete = bool(parts) or not disk.lines
     for number, line in enumerate(disk.lines):
-        reader = parts[number] if number < len(parts) else None
-        if reader is None and disk.complete:
+        part = parts[number] if number < len(parts) else None
+        if part is None and disk.complete:
             raise ImageError(
                 "denied",
                 f"extents.{number}",
                 f"the extent file '{printable(line.name, 200)}' was not granted:"
                 " it is not there, or the policy for files that images name does not allow it",
             )
-        extent = _open_part(line, reader)
+        extent = _known(line, part.facts) if isinstance(part, Elsewhere) else _open_part(line, part)
         extent.role = f"extents.{number}"
         extent.name = line.name
         extent.kind = line.kind.decode()
@@ -174,6 +174,28 @@ def _named(text: bytes, parts: Sequence[Reader | None]) -> Disk:
         if extent.compressed:
             disk.create_type = "streamOptimized"
     return disk
+
+
+def _known(line: descriptor.ExtentLine, facts: Wire) -> Extent:
+    """Return an extent as it was seen in another cell, or, before that, as its line has it."""
+    if facts is None:
+        return _open_part(line, None)
+    extent = Extent(take(facts, "layout", str), take_size(facts, "sectors"), None)
+    extent.grain = take_size(facts, "grain")
+    extent.compressed = take(facts, "compressed", bool)
+    return extent
+
+
+def _facts_of(extent: Extent) -> Wire:
+    """Return what ``_known`` needs; ``None`` for an extent that was not seen."""
+    if extent.reader is None:
+        return None
+    return {
+        "layout": extent.layout,
+        "sectors": extent.sectors,
+        "grain": extent.grain,
+        "compressed": extent.compressed,
+    }
 
 
 def _open_part(line: descriptor.ExtentLine, reader: Reader | None) -> Extent:
@@ -219,43 +241,48 @@ def _specific(disk: Disk) -> dict[str, Wire]:
     return {"type": FORMAT, "data": data}
 
 
-def info(image: Reader, parts: Sequence[Reader | None], *, generation: tuple[int, int]) -> ImageFacts:
+def info(image: Reader, parts: Sequence[Reader | Elsewhere | None], *, generation: tuple[int, int]) -> ImageFacts:
     """Describe a VMDK. Nothing shown depends on ``generation``.
 
     The extents that a descriptor names are required references ``extents.0``, ``extents.1`` …; on the first
     pass (``parts`` is empty) sizes are the descriptor's and ``format_specific`` is ``None``. In
     ``format_specific`` the ``filename`` of an extent is the name as written in the descriptor, empty for the
     image itself: the host, which knows paths, puts them in. ``extra["extents"]`` holds the role of each.
-    ``extra["cid"]`` is the CID that a child of this disk records.
+    ``extra["cid"]`` is the CID that a child of this disk records. ``extra["parts"]`` is what ``Elsewhere`` hands on.
 
     Raises:
         ImageError: any kind; ``denied``, an extent was not granted.
     """
     disk = open_disk(image, parts)
-    first = disk.extents[0]
-    alike = all(
-        (e.layout == "flat", e.compressed, e.grain) == (first.layout == "flat", first.compressed, first.grain)
-        for e in disk.extents
-    )
+    kinds = {(extent.layout == "flat", extent.compressed, extent.grain) for extent in disk.extents}
+    grain = disk.extents[0].grain if len(kinds) == 1 else 0
     sectors = sum(extent.sectors for extent in disk.extents)
     if sectors > INT64_MAX // SECTOR:
         raise ImageError("too-large", "descriptor", "the extents together are too long", value=sectors)
     references = [
-        Reference(extent.role, extent.name, required=True) for extent in disk.extents if extent.role != "file"
+        Reference(
+            extent.role,
+            extent.name,
+            format="raw" if extent.kind.encode() in descriptor.FLAT_KINDS else None,
+            required=True,
+        )
+        for extent in disk.extents
+        if extent.role != "file"
     ]
     if disk.parent is not None:
         references.append(Reference("backing", disk.parent, format=FORMAT))
     return ImageFacts(
         FORMAT,
         sectors * SECTOR,
-        cluster_size=first.grain * SECTOR if alike and first.grain else None,
+        cluster_size=grain * SECTOR or None,
         references=references,
         format_specific=_specific(disk) if disk.complete else None,
         extra={
             "cid": disk.cid,
             "parent_cid": disk.parent_cid,
             "extents": [extent.role for extent in disk.extents],
+            "parts": [] if disk.embedded else [_facts_of(extent) for extent in disk.extents],
         },
         # QEMU has no dirty flag to show when the extents are of different kinds.
-        has_dirty_flag=alike,
+        has_dirty_flag=len(kinds) <= 1,
     )

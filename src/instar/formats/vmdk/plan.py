@@ -1,4 +1,4 @@
-"""The writes that make a VMDK of one file: monolithicSparse and streamOptimized.
+"""The writes that make a VMDK: of one file, or a descriptor file and its extents.
 
 Law: pure. The same size, options and seed give the same plan, and the plan gives the bytes that
 ``qemu-img create`` writes, but for the CID.
@@ -6,29 +6,12 @@ Law: pure. The same size, options and seed give the same plan, and the plan give
 
 from __future__ import annotations
 
-from instar.core.errors import OptionError, printable
-from instar.core.plan import Fill, Plan, Series, Write
-from instar.core.units import align_up, ceil_div
-from instar.formats.vmdk.ondisk import (
-    COMPRESSION_DEFLATE,
-    COMPRESSION_NONE,
-    DESCRIPTOR_OFFSET,
-    DESCRIPTOR_SECTORS,
-    FLAG_COMPRESSED,
-    FLAG_MARKERS,
-    FLAG_NEWLINES,
-    FLAG_REDUNDANT,
-    FLAG_ZEROED_GRAIN,
-    GT_SECTORS,
-    GTES_PER_GT,
-    MAX_BACKING_NAME,
-    MAX_DESCRIPTOR,
-    MAX_EXTENT_NAME,
-    NO_CID,
-    SECTOR,
-    SparseExtentHeader,
-)
-from instar.formats.vmdk.options import descriptor_text
+from instar.core.plan import Allocate, Fill, Plan, Write
+from instar.core.units import align_up
+from instar.formats.vmdk import split
+from instar.formats.vmdk.ondisk import DESCRIPTOR_OFFSET, SECTOR
+from instar.formats.vmdk.sparse import extent, file_size
+from instar.formats.vmdk.text import descriptor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,20 +19,22 @@ if TYPE_CHECKING:
 
     from instar.core.plan import Item, Seed
 
-#: Sectors of a track in every geometry QEMU writes.
-_TRACK = 63
+#: QEMU writes the first 4 KiB of a file that it extends from nothing, so as to learn the alignment of direct I/O;
+#: of a shorter one the first sector.
+_FIRST_BLOCK = 4096
 
 
 def create(size: int, options: Mapping[str, int | bool | str], seed: Seed) -> Plan:
     """Plan a VMDK for a request of ``size`` bytes, rounded up to a sector, with the options ``resolve`` gave.
 
     Bytes 0-3 of ``seed.entropy`` become the CID (ffffffff, which stands for no disk, becomes fffffffe).
-    ``seed.file_name`` stands in the extent line, ``seed.backing`` (name and CID) in the parent's lines.
-    Tables are left as holes, as qemu-img does: a hole in a grain table reads as "not allocated".
+    ``seed.file_name`` gives the names in the extent lines, ``seed.backing`` (name and CID) the parent's lines.
+    The files are in the order of ``options.companions``.
 
     >>> from instar.core.plan import Seed
     >>> options = {"subformat": "monolithicSparse", "adapter_type": "ide", "hwversion": "4",
-    ...            "toolsversion": "2147483647", "zeroed_grain": False, "grain_size": 65536}
+    ...            "toolsversion": "2147483647", "zeroed_grain": False, "grain_size": 65536,
+    ...            "preallocation": "off"}
     >>> plan = create(1 << 30, options, Seed(entropy=bytes(64), file_name="disk.vmdk"))
     >>> plan.virtual_size, plan.sizes
     (1073741824, (196608,))
@@ -67,128 +52,37 @@ def create(size: int, options: Mapping[str, int | bool | str], seed: Seed) -> Pl
             the descriptor, or the descriptor does not fit its 20 sectors.
     """
     size = align_up(size, SECTOR)
-    grain_size = int(options["grain_size"])
-    header = _header(size // SECTOR, grain_size // SECTOR, options)
-    tables = ceil_div(ceil_div(size, grain_size), GTES_PER_GT)
-    directory = _directory_sectors(tables)
-    items: list[Item] = [
-        Write(0, header.pack(), "header"),
-        Write(DESCRIPTOR_OFFSET, _descriptor(size, options, seed), "descriptor"),
-    ]
-    for sector, label in (
-        (header.rgd_offset, "redundant grain directory"),
-        (header.gd_offset, "grain directory"),
-    ):
-        offset, used, end = sector * SECTOR, 4 * tables, directory * SECTOR
-        items.append(Series(offset, tables, label, first=sector + directory, step=GT_SECTORS, width=4, endian="<"))
-        items.append(Fill(offset + used, end - used, f"{label}, unused end"))
+    subformat = str(options["subformat"])
+    items: list[Item]
+    if not split.has_files(subformat):
+        text = descriptor(size, options, seed, [(seed.file_name, size)])
+        header, *rest = extent(size, options)
+        items = [header, Write(DESCRIPTOR_OFFSET, text, "descriptor"), *rest]
+        sizes = [file_size(size, options)]
+    else:
+        lengths = split.lengths(size, subformat)
+        names = split.names(seed.file_name, size, subformat)
+        text = descriptor(size, options, seed, list(zip(names, lengths, strict=True)))
+        items = [Write(0, text, "descriptor")]
+        sizes = [len(text)]
+        for number, length in enumerate(lengths, 1):
+            if subformat in split.FLAT:
+                items.append(_flat(length, str(options["preallocation"]), number))
+                sizes.append(length)
+            else:
+                items += extent(length, options, file=number)
+                sizes.append(file_size(length, options))
     return Plan(
-        [item for item in items if item.length],
-        sizes=(header.overhead * SECTOR,),
+        items,
+        sizes=tuple(sizes),
         virtual_size=size,
-        unit=grain_size,
+        unit=int(options["grain_size"]),
         unit_name="grain",
     )
 
 
-def _directory_sectors(tables: int) -> int:
-    """Return the sectors of a grain directory of so many tables."""
-    return ceil_div(4 * tables, SECTOR)
-
-
-def _header(capacity: int, grain: int, options: Mapping[str, int | bool | str]) -> SparseExtentHeader:
-    """Return the header of an extent of ``capacity`` sectors in grains of ``grain`` sectors.
-
-    Header, descriptor, redundant grain directory and its tables, grain directory and its tables; then, from
-    the next multiple of a grain on, the grains.
-    """
-    tables = ceil_div(ceil_div(capacity, grain), GTES_PER_GT)
-    copy = _directory_sectors(tables) + GT_SECTORS * tables
-    compressed = options["subformat"] == "streamOptimized"
-    zeroed = bool(options["zeroed_grain"])
-    rgd_offset = 1 + DESCRIPTOR_SECTORS
-    return SparseExtentHeader(
-        version=3 if compressed else 2 if zeroed else 1,
-        flags=FLAG_NEWLINES
-        | FLAG_REDUNDANT
-        | (FLAG_COMPRESSED | FLAG_MARKERS if compressed else 0)
-        | (FLAG_ZEROED_GRAIN if zeroed else 0),
-        capacity=capacity,
-        grain_size=grain,
-        descriptor_size=DESCRIPTOR_SECTORS,
-        num_gtes_per_gt=GTES_PER_GT,
-        rgd_offset=rgd_offset,
-        gd_offset=rgd_offset + copy,
-        overhead=align_up(rgd_offset + 2 * copy, grain),
-        compress_algorithm=COMPRESSION_DEFLATE if compressed else COMPRESSION_NONE,
-    )
-
-
-def _descriptor(size: int, options: Mapping[str, int | bool | str], seed: Seed) -> bytes:
-    """Return the text of the descriptor (spec, "The Descriptor File"), in qemu-img's order of lines."""
-    cid = int.from_bytes(seed.entropy[:4], "big")
-    parent_cid, parent_line = NO_CID, ""
-    if seed.backing is not None:
-        name = seed.backing.name
-        _judge_name("vmdk-backing-name", "the backing file's name", name, MAX_BACKING_NAME)
-        parent_cid = NO_CID if seed.backing.content_id is None else seed.backing.content_id
-        parent_line = f'parentFileNameHint="{name}"'
-    _judge_name("vmdk-file-name", "the image file's name", seed.file_name, MAX_EXTENT_NAME)
-    heads = 16 if options["adapter_type"] == "ide" else 255
-    text = "\n".join(
-        [
-            "# Disk DescriptorFile",
-            "version=1",
-            f"CID={NO_CID - 1 if cid == NO_CID else cid:x}",
-            f"parentCID={parent_cid:x}",
-            f'createType="{options["subformat"]}"',
-            parent_line,
-            "# Extent description",
-            f'RW {size // SECTOR} SPARSE "{seed.file_name}"',
-            "",
-            "# The Disk Data Base",
-            "#DDB",
-            "",
-            f'ddb.virtualHWVersion = "{options["hwversion"]}"',
-            f'ddb.geometry.cylinders = "{size // (_TRACK * heads * SECTOR)}"',
-            f'ddb.geometry.heads = "{heads}"',
-            f'ddb.geometry.sectors = "{_TRACK}"',
-            f'ddb.adapterType = "{options["adapter_type"]}"',
-            f'ddb.toolsVersion = "{options["toolsversion"]}"',
-            "",
-        ]
-    ).encode("utf-8", "surrogateescape")
-    if len(text) > MAX_DESCRIPTOR:
-        raise OptionError(
-            "vmdk-descriptor-size",
-            f"the descriptor would take {len(text)} bytes of its {MAX_DESCRIPTOR};"
-            " shorten hwversion, toolsversion or the names",
-            limit=MAX_DESCRIPTOR,
-            value=len(text),
-        )
-    return text
-
-
-def _judge_name(code: str, what: str, name: str, limit: int) -> None:
-    """Refuse a name that could not be read back from the descriptor as it is.
-
-    Raises:
-        OptionError: ``code``.
-    """
-    try:
-        descriptor_text(what, name)
-        length = len(name.encode("utf-8", "surrogateescape"))
-    except OptionError:
-        raise OptionError(
-            code,
-            f"{what}, '{printable(name, 80)}', cannot be written into a VMDK descriptor: it holds a quote,"
-            " a control character, or the word parentFileNameHint; rename the file",
-            value=name,
-        ) from None
-    if not 0 < length <= limit:
-        raise OptionError(
-            code,
-            f"{what} is {length} bytes long; a VMDK descriptor holds 1 to {limit}",
-            value=name,
-            limit=limit,
-        )
+def _flat(length: int, mode: str, file: int) -> Item:
+    """Return what makes a file of zeros of ``length`` bytes."""
+    if mode == "off":
+        return Fill(0, _FIRST_BLOCK if length >= _FIRST_BLOCK else SECTOR, "first block", file=file)
+    return Allocate(0, length, "data", mode=mode, file=file)

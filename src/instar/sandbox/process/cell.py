@@ -11,7 +11,7 @@ import os
 import sys
 
 from instar.core.errors import SandboxError
-from instar.guest.main import main, preload
+from instar.guest.main import heavy_part, main, preload
 from instar.sandbox.cell import MAX_FILES
 from instar.sandbox.files import GrantedFile
 from instar.sandbox.posix import hold_signals, let_signals, safe_pipe
@@ -201,7 +201,7 @@ class ProcessCell:
         # Between the birth of a cell and the ``try`` no interrupt may come, or nobody would end it.
         held = hold_signals()
         try:
-            running = self._fork(files, limits, kvm) if self._direct else self._order(files, limits, kvm)
+            running = self._fork(files, limits, kvm) if self._direct else self._order(job, files, limits, kvm)
         except BaseException:
             let_signals(held)
             raise
@@ -212,10 +212,10 @@ class ProcessCell:
             running.end()  # ``converse`` has ended it, unless an interrupt came before it began
             raise
 
-    def _order(self, files: Sequence[Grant], limits: Limits, kvm: int | None) -> Running:
+    def _order(self, job: bytes, files: Sequence[Grant], limits: Limits, kvm: int | None) -> Running:
         from instar.sandbox.process.server import start_cell
 
-        return start_cell(files, limits, kvm)
+        return start_cell(files, limits, kvm, preload=heavy_part(job))
 
     def _fork(self, files: Sequence[Grant], limits: Limits, kvm: int | None) -> Child:
         fds: list[int] = []

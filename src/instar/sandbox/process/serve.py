@@ -14,7 +14,7 @@ import socket  # noqa: TID253 - a process of its own, whose start nobody waits f
 import sys
 
 from instar.core.wire import WireError, decode, take, take_size
-from instar.guest.main import preload_all
+from instar.guest.main import preload, preload_all
 from instar.sandbox.cell import MAX_FILES, Grant, Limits
 from instar.sandbox.process.cell import Order, become_cell
 from instar.sandbox.process.channel import CODE_FAULT, CellChannel
@@ -51,6 +51,18 @@ def serve() -> None:
     control.send(READY)
     gc.freeze()
     server.run()
+
+
+def read_preload(message: bytes) -> tuple[bytes, list[str]] | None:
+    """Return a job to preload and the folders of its libraries, if an order has them.
+
+    Raises:
+        WireError: it is none.
+    """
+    value = decode(message)
+    if "preload" not in value:  # type: ignore[operator]
+        return None
+    return take(value, "preload", bytes), [str(path) for path in take(value, "paths", list)]
 
 
 def read_order(message: bytes, fds: list[int]) -> tuple[Order, int, int | None]:
@@ -199,15 +211,21 @@ class Server:
 
     def _find_or_fork(self, message: bytes, fds: list[int], order: Order, kvm: int | None) -> int:
         """Return the number of the process that carries the order out: the spare, or a new one."""
-        spare = self._spare
-        if kvm is not None and spare is not None and spare.give(message, fds):
+        spare, extra = self._spare, read_preload(message)
+        if kvm is not None and extra is None and spare is not None and spare.give(message, fds):
             spare.socket.close()
             self._spare = None
             return spare.pid
         if kvm is not None:
             import instar.sandbox.kvm.monitor  # noqa: F401 - once here, not in each fork
         server, memory = os.getpid(), order.limits.memory
-        return _fork(lambda: become_cell(lambda: order, server, kvm=kvm, memory=memory, namespaces=False))
+
+        def child() -> NoReturn:
+            if extra is not None:
+                _preload_more(*extra)
+            become_cell(lambda: order, server, kvm=kvm, memory=memory, namespaces=False)
+
+        return _fork(child)
 
     def _remember_kvm(self, kvm: int, memory: int) -> None:
         """Keep what the next spare is made of; one with other memory goes."""
@@ -266,6 +284,15 @@ def _fork(child: Callable[[], NoReturn]) -> int:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
     return pid
+
+
+def _preload_more(job: bytes, paths: list[str]) -> None:
+    """Import what one job needs beyond ``preload_all``, as far as it is there; its guest says what it misses."""
+    try:
+        sys.path += paths
+        preload(job)
+    except Exception:
+        pass
 
 
 def _become_spare(order_fd: int, kvm: int, memory: int, server: int) -> NoReturn:

@@ -89,15 +89,19 @@ class Served:
         _running.discard(self)
 
 
-def start_cell(files: Sequence[Grant], limits: Limits, kvm: int | None = None) -> Served:
+def start_cell(
+    files: Sequence[Grant], limits: Limits, kvm: int | None = None, *, preload: bytes | None = None
+) -> Served:
     """Order one cell; with ``kvm``, a descriptor of the device, one in a virtual machine.
+
+    ``preload`` is what ``guest.main.heavy_part`` says of its job; libraries are looked for where this program has them.
 
     Raises:
         SandboxError: ``unavailable``.
     """
     import socket
 
-    order: Wire = {
+    order: dict[str, Wire] = {
         "files": [[g.mode, g.size] for g in files],
         "memory": limits.memory,
         "cpu_seconds": limits.cpu_seconds,
@@ -105,6 +109,9 @@ def start_cell(files: Sequence[Grant], limits: Limits, kvm: int | None = None) -
         "file_bytes": limits.file_bytes,
         "kvm": kvm is not None,
     }
+    if preload is not None:
+        folders: list[Wire] = [os.path.abspath(path) for path in sys.path if path and os.path.isdir(path)]
+        order.update(preload=preload, paths=folders)
     fds: list[int] = []
     theirs = None
     try:

@@ -1,0 +1,295 @@
+"""Write a new image into its open files: raw by the host alone, every other format by a cell that plans it.
+
+Law: what a cell answers or asks is judged by type and range before anything is done with it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from instar.core.errors import OptionError, SandboxError
+from instar.core.units import INT64_MAX, SECTOR, align_up
+from instar.core.wire import WireError, take, take_size
+from instar.host.cells import call
+from instar.host.files import host_error, set_extent_size_hint, set_nocow
+from instar.host.names import strip_file_protocol
+from instar.host.request import EXTENT_SIZE_HINT, NOCOW, file_preallocation
+from instar.sandbox.cell import MAX_FILES, Grant, Limits
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from instar.core.options import Value
+    from instar.core.wire import Wire
+    from instar.host.output import Output
+    from instar.host.outputs import Outputs
+    from instar.host.request import Request
+    from instar.host.space import Progress
+    from instar.sandbox.cell import Isolation
+
+#: QEMU writes the first 4 KiB of a file that it extends from nothing, so as to learn the alignment of direct I/O.
+_FIRST_BLOCK = 4096
+SEED_BYTES = 64
+#: How a file system says that it has no hints.
+_NO_HINTS = (errno.ENOTTY, errno.EOPNOTSUPP)
+
+
+class CreateResult:
+    """What was made.
+
+    Attributes:
+        filename, format: as asked for; format by its own name.
+        virtual_size: bytes of the virtual disk, after the format's rounding.
+        unit_name, unit: the format's word for its unit of allocation and its bytes; 0 if it has none.
+        metadata_bytes: bytes written; file_size: length of the new file.
+        files: name and length in bytes of every file of the image, itself first.
+        backing_filename: as recorded, ``None`` if there is none.
+        options: every option of the format with the value used.
+        in_place: why a target was written in place instead of being replaced, or ``None``.
+        warnings: option and reason of what the file system refused, though the image is made.
+    """
+
+    __slots__ = (
+        "backing_filename",
+        "file_size",
+        "filename",
+        "files",
+        "format",
+        "in_place",
+        "metadata_bytes",
+        "options",
+        "unit",
+        "unit_name",
+        "virtual_size",
+        "warnings",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        outputs: Outputs,
+        sizes: list[int],
+        options: Mapping[str, Value],
+        *,
+        virtual_size: int,
+        unit_name: str,
+        unit: int,
+        metadata_bytes: int,
+        warnings: list[tuple[str, str]],
+    ) -> None:
+        self.filename = request.path
+        self.format = request.row.name
+        self.virtual_size = virtual_size
+        self.unit_name = unit_name
+        self.unit = unit
+        self.metadata_bytes = metadata_bytes
+        self.file_size = sizes[0]
+        names = [request.path, *(output.path for output in outputs if output is not outputs.image)]
+        self.files = list(zip(names, sizes, strict=True))
+        self.backing_filename = None if request.backing is None else request.backing.name
+        self.options = options
+        self.in_place = outputs.in_place
+        self.warnings = warnings
+
+    def __repr__(self) -> str:
+        return f"CreateResult({self.filename!r}, format={self.format!r}, virtual_size={self.virtual_size})"
+
+
+def prepare_files(request: Request, outputs: Outputs) -> list[tuple[str, str]]:
+    """Do what the options of the files themselves ask for; return what was refused (see ``CreateResult``)."""
+    return [warning for output in outputs for warning in _prepare_file(request, output)]
+
+
+def _prepare_file(request: Request, output: Output) -> list[tuple[str, str]]:
+    """Do what the file's own options ask for; return what was asked for and refused (see ``CreateResult``)."""
+    if output.keep:
+        return []
+    if request.settings.flag(NOCOW):
+        set_nocow(output.fd)
+    hint = request.settings.number(EXTENT_SIZE_HINT)
+    refused = set_extent_size_hint(output.fd, hint) if hint and not output.is_device else 0
+    if refused in (0, *_NO_HINTS) or EXTENT_SIZE_HINT.name not in request.settings.values:
+        return []
+    return [(EXTENT_SIZE_HINT.name, os.strerror(refused))]
+
+
+def make_raw(
+    request: Request, outputs: Outputs, options: Mapping[str, Value], progress: Progress | None
+) -> CreateResult:
+    """Make a raw image: the host alone, there is nothing to interpret."""
+    output = outputs.image
+    size = align_up(request.size, SECTOR)
+    mode = file_preallocation(request.settings)
+    warnings = _prepare_file(request, output)
+    if size > INT64_MAX:
+        raise OptionError(
+            "image-too-large", f"a raw image has at most {INT64_MAX} bytes", format="raw", value=request.size
+        )
+    output.resize(size)
+    written = 0
+    try:
+        if mode != "off" and not output.is_device:
+            from instar.host.space import allocate
+
+            allocate(output.fd, 0, size, mode, progress=progress or _quiet)
+        if mode != "full" and not output.is_device:
+            written = min(_FIRST_BLOCK if size >= _FIRST_BLOCK else SECTOR, size)
+            os.pwrite(output.fd, bytes(written), 0)
+    except OSError as error:
+        raise host_error(error, request.path, f"give it {size} bytes of storage") from None
+    used = {**options, "preallocation": mode}
+    return CreateResult(
+        request,
+        outputs,
+        [size],
+        used,
+        virtual_size=size,
+        unit_name="cluster",
+        unit=0,
+        metadata_bytes=0,
+        warnings=warnings,
+    )
+
+
+def make_in_cell(
+    request: Request,
+    outputs: Outputs,
+    options: Mapping[str, Value],
+    isolation: Isolation,
+    progress: Progress | None,
+    *,
+    secret: bytes | None,
+    pbkdf_rate: int,
+) -> CreateResult:
+    """Let a cell plan and write the image; carry out what needs the host's rights."""
+    warnings = prepare_files(request, outputs)
+    args = job_of(request, options, secret=secret, pbkdf_rate=pbkdf_rate)
+    file_bytes = most_bytes(request)
+
+    def serve(asked: Wire) -> Wire:
+        what = take(asked, "do", str)
+        if what == "allocate":
+            _allocate(asked, outputs, file_bytes, progress)
+        elif what != "progress":
+            raise WireError("a request that create does not serve")
+        return None
+
+    limits = Limits(cpu_seconds=600, wall_seconds=1800, file_bytes=file_bytes)
+    replies = []
+    # A cell has only so many files; every job has the same seed and with it the same plan.
+    for first in range(0, len(outputs), MAX_FILES):
+        files = [outputs[n] for n in range(first, min(first + MAX_FILES, len(outputs)))]
+        reply = call(
+            "create",
+            {**args, "first_file": first},
+            [Grant(output.fd, "w", output.size if output.keep else 0) for output in files],
+            isolation=isolation,
+            limits=limits,
+            path=request.path,
+            serve=serve,
+        )
+        replies.append(reply)
+    return finish(request, outputs, options, replies, file_bytes, warnings)
+
+
+def job_of(
+    request: Request, options: Mapping[str, Value], *, secret: bytes | None = None, pbkdf_rate: int = 0
+) -> dict[str, Wire]:
+    """Return what a cell is told of an image to be made."""
+    return {
+        "format": request.row.name,
+        "size": request.size,
+        "options": dict(options),
+        "entropy": os.urandom(SEED_BYTES),
+        "time": int(time.time()),
+        "file_name": base_name(request),
+        "backing": _backing(request),
+        "file_bytes": most_bytes(request),
+        "secret": secret,
+        "pbkdf_rate": pbkdf_rate,
+    }
+
+
+def base_name(request: Request) -> str:
+    """Return the image's own name, which some formats write into it."""
+    return os.path.basename(strip_file_protocol(request.path))
+
+
+def most_bytes(request: Request) -> int:
+    """Return how long a cell may make a file, in bytes.
+
+    No format's metadata is larger than the disk it describes, save for fixed parts of at most 4 GiB (a VHDX's log).
+    """
+    return min(INT64_MAX, 3 * request.size + (16 << 30))
+
+
+def finish(
+    request: Request,
+    outputs: Outputs,
+    options: Mapping[str, Value],
+    replies: list[Wire],
+    file_bytes: int,
+    warnings: list[tuple[str, str]],
+) -> CreateResult:
+    """Give the files the lengths that a cell says they have, no more than ``file_bytes``, and return what was made.
+
+    Raises:
+        SandboxError: ``protocol``, the reply is none.
+    """
+    try:
+        result = CreateResult(
+            request,
+            outputs,
+            _sizes(replies[0], len(outputs), file_bytes),
+            options,
+            virtual_size=take_size(replies[0], "virtual_size"),
+            unit_name=request.row.unit_name,
+            unit=take_size(replies[0], "unit"),
+            metadata_bytes=sum(take_size(reply, "metadata_bytes") for reply in replies),
+            warnings=warnings,
+        )
+    except WireError as error:
+        raise SandboxError("protocol", f"the cell's reply cannot be used: {error}", path=request.path) from None
+    for output, (_, size) in zip(outputs, result.files, strict=True):
+        output.resize(size)
+    return result
+
+
+def _backing(request: Request) -> Wire:
+    backing = request.backing
+    return None if backing is None else {name: getattr(backing, name) for name in backing.__slots__}
+
+
+def _allocate(asked: Wire, outputs: Outputs, file_bytes: int, progress: Progress | None) -> None:
+    """Serve a request for space.
+
+    Raises:
+        WireError: it is none that a planner makes.
+        HostError: there is no such space.
+    """
+    output = outputs[take_size(asked, "file", limit=len(outputs) - 1)]
+    mode = take(asked, "mode", str)
+    offset, length = take_size(asked, "offset", limit=file_bytes), take_size(asked, "length", limit=file_bytes)
+    if mode not in ("falloc", "full") or offset + length > file_bytes or output.keep:
+        raise WireError("an allocation out of bounds")
+    from instar.host.space import allocate
+
+    try:
+        allocate(output.fd, offset, length, mode, progress=progress or _quiet)
+    except OSError as error:
+        raise host_error(error, output.path, f"give it {length} bytes of storage") from None
+
+
+def _sizes(value: Wire, count: int, limit: int) -> list[int]:
+    """Return the length of each file."""
+    sizes = [size for size in take(value, "sizes", list) if type(size) is int and 0 <= size <= limit]
+    if len(sizes) != count or len(sizes) != len(take(value, "sizes", list)):
+        raise WireError("a file size out of bounds")
+    return sizes
+
+
+def _quiet(done: int, total: int) -> None:
+    pass

@@ -1,0 +1,192 @@
+"""Many images at once: each as it would be by itself, in order, and no one's fault is another's."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.sandbox.backends import KINDS
+from tests.support import instar as run_instar
+from tests.support import same_bytes
+
+import instar
+from instar.formats import creatable
+from instar.guest import create_many as guest
+from instar.host import create_many as host
+from instar.host.create import create
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from instar.core.wire import Wire
+
+NONE = instar.Isolation("none")
+
+
+def make(jobs: list[dict[str, Any]], isolation: instar.Isolation = NONE) -> list[Any]:
+    return list(instar.create_many(jobs, isolation=isolation))
+
+
+def message(result: object) -> str:
+    assert isinstance(result, instar.InstarError)
+    return str(result)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_are_those_of_create(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 1_600_000_000.0)
+    monkeypatch.setattr("os.urandom", bytes)
+    many, one = tmp_path / "many", tmp_path / "one"
+    jobs = []
+    for folder in (many, one):
+        folder.mkdir()
+    for row in creatable():
+        if row.name == "luks":
+            continue
+        for name, size in (("a", "1M"), ("b", "1M"), ("c", 3 << 30)):
+            jobs.append({"filename": f"{many}/{name}.{row.name}", "size": size, "format": row.name})
+            create(f"{one}/{name}.{row.name}", size, format=row.name, isolation=NONE)
+    results = make(jobs, instar.Isolation(kind))
+    assert [result.filename for result in results] == [job["filename"] for job in jobs]
+    for path in sorted(one.iterdir()):
+        same_bytes(many / path.name, path)
+        assert (many / path.name).stat().st_blocks == path.stat().st_blocks
+
+
+def test_fault_of_one_is_no_other_s(tmp_path: Path) -> None:
+    good = [{"filename": f"{tmp_path}/{n}", "size": "1M", "format": "qcow2"} for n in range(3)]
+    bad: list[dict[str, Any]] = [
+        {"filename": f"{tmp_path}/x", "size": "1M", "format": "qcow2", "options": {"cluster_size": 5}},
+        {"filename": f"{tmp_path}/no/x", "size": "1M", "format": "qcow2"},
+        {"filename": f"{tmp_path}/x", "format": "qcow2"},
+        {"filename": f"{tmp_path}/x", "size": 1 << 62, "format": "vpc"},
+        {"filename": f"{tmp_path}/x", "sise": "1M"},
+        {"size": "1M"},
+        {"filename": f"{tmp_path}/x", "size": 1.5},
+    ]
+    results = make([good[0], *bad[:3], good[1], *bad[3:], good[2]])
+    assert [isinstance(result, instar.InstarError) for result in results] == [0, 1, 1, 1, 0, 1, 1, 1, 1, 0]
+    assert "a job has no key 'sise'" in message(results[6])
+    assert "'filename' is missing" in message(results[7])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2"]
+
+
+def test_earlier_image_is_there_for_a_later_one_that_names_it(tmp_path: Path) -> None:
+    base, top = (f"{tmp_path}/{name}.qcow2" for name in ("base", "top"))
+    results = make(
+        [
+            {"filename": base, "size": "7M", "format": "qcow2"},
+            {"filename": top, "format": "qcow2", "backing": "base.qcow2", "backing_format": "qcow2"},
+        ]
+    )
+    assert [result.virtual_size for result in results] == [7 << 20] * 2
+    assert instar.info(top, isolation=NONE).backing_filename == "base.qcow2"
+
+
+def test_more_than_share_a_cell_are_all_made(tmp_path: Path) -> None:
+    jobs = [{"filename": f"{tmp_path}/{n}", "size": n << 20, "format": "vpc"} for n in range(1, 8)]
+    results = list(host.create_many(jobs, isolation=NONE, together=3))
+    assert [result.filename for result in results if isinstance(result, instar.CreateResult)] == [
+        job["filename"] for job in jobs
+    ]
+
+
+def test_images_alike_have_identities_of_their_own(tmp_path: Path) -> None:
+    make([{"filename": f"{tmp_path}/{n}", "size": "1M", "format": "vhdx"} for n in range(3)])
+    assert len({(tmp_path / str(n)).read_bytes() for n in range(3)}) == 3
+
+
+def test_large_ones_are_made_by_themselves(tmp_path: Path) -> None:
+    options = {"preallocation": "metadata", "cluster_size": 4096}
+    (result,) = make([{"filename": f"{tmp_path}/x", "size": "8G", "format": "qcow2", "options": options}])
+    assert result.metadata_bytes > guest.MOST_BYTES
+    assert instar.check(result.filename, isolation=NONE).clean
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        None,
+        [0, 0, 1],
+        [1, 0, 1, b""],
+        [-1, 0, 1, b""],
+        [0, -1, 1, b""],
+        [0, 1 << 62, 1, b""],
+        [0, 0, 1, b"xx"],
+        [0, 0, (1 << 20) + 1, b""],
+        [0, True, 1, b""],
+        [0, 0, 1, "x"],
+    ],
+)
+def test_write_that_leaves_its_file_is_refused(write: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {"ok": {"sizes": [10], "virtual_size": 0, "unit": 0, "metadata_bytes": 0}, "writes": [write]}
+    monkeypatch.setattr(host, "call", lambda *_, **__: [answer])
+    (result,) = make([{"filename": f"{tmp_path}/x", "size": "1M", "format": "qcow2"}])
+    assert "the cell's reply cannot be used" in message(result)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rows", [None, [], [{"ok": 1}, {"ok": 1}], [{"same": True}], [{}], [5]])
+def test_reply_without_one_row_for_each_is_refused(rows: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "call", lambda *_, **__: rows)
+    jobs = [{"filename": f"{tmp_path}/x", "size": "1M", "format": "qcow2"}]
+    try:
+        (result,) = make(jobs)
+    except instar.SandboxError as error:
+        result = error
+    assert "the cell's reply cannot be used" in message(result)
+    assert not list(tmp_path.iterdir())
+
+
+class TestCommand:
+    def test_answers_each_line_in_order(self, tmp_path: Path) -> None:
+        lines = [
+            json.dumps({"filename": "a", "size": "1M", "format": "qcow2"}),
+            "no json",
+            "",
+            "[]",
+            json.dumps({"filename": "b", "size": "1M", "format": "nix"}),
+            json.dumps({"filename": "c", "size": "1M"}),
+        ]
+        (tmp_path / "jobs").write_text("\n".join(lines))
+        done = run_instar("--isolation=process", "create", "--batch", "jobs", cwd=tmp_path)
+        told = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [row["filename"] for row in told] == ["a", None, None, "b", "c"]
+        assert [row["error"]["code"] for row in told if "error" in row] == ["bad-job", "bad-job", "unknown-format"]
+        assert done.returncode == 1
+        assert done.stderr == ""
+
+    def test_takes_no_other_words(self, tmp_path: Path) -> None:
+        done = run_instar("create", "--batch", "jobs", "x", cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "leave out x" in done.stderr
+
+    def test_is_not_in_the_dialect_of_qemu_img(self, tmp_path: Path) -> None:
+        done = run_instar("create", "--batch", "jobs", cwd=tmp_path, dialect="qemu-img")
+        assert "unrecognized option" in done.stderr
+
+    def test_answers_while_more_is_to_come(self, tmp_path: Path) -> None:
+        """A program that writes a line and waits for its answer gets it."""
+        import os
+        import subprocess
+
+        from tests.sandbox.cells import SOURCE
+
+        with subprocess.Popen(
+            [sys.executable, "-m", "instar", "--isolation=process", "create", "--batch", "-"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(SOURCE)},
+            text=True,
+            bufsize=1,
+        ) as program:
+            assert program.stdin is not None
+            assert program.stdout is not None
+            for name in ("a", "b"):
+                program.stdin.write(json.dumps({"filename": name, "size": "1M", "format": "qcow2"}) + "\n")
+                assert json.loads(program.stdout.readline())["filename"] == name
+            program.stdin.close()
+            assert program.wait(30) == 0
