@@ -61,6 +61,8 @@ class InstarError(Exception):
     kind = "error"
     #: Which file of the operation it is about, where that is not the main one: ``backing``.
     role: str | None = None
+    #: The image at fault, where that is not the one asked for or not the file that the error is about.
+    image: str | None = None
 
     def __init__(self, detail: str = "") -> None:
         super().__init__(detail)
@@ -173,9 +175,13 @@ class ImageError(InstarError):
 
 
 class HostError(InstarError):
-    """The operating system refused: ``errno``, ``path``, and what was tried (``action``)."""
+    """The operating system refused: ``errno``, ``path``, and what was tried (``action``).
+
+    ``lock`` names the image lock that another program is in the way of, as QEMU does; ``None`` for other errors.
+    """
 
     kind = "host"
+    lock: str | None = None
 
     def __init__(self, errno: int, path: str, action: str, strerror: str, *, hint: str = "") -> None:
         super().__init__(hint)
@@ -191,7 +197,8 @@ class HostError(InstarError):
 
     def facts(self) -> dict[str, object]:
         """Return the fields as JSON-able values, for scripts."""
-        return {**super().facts(), "errno": self.errno, "path": self.path, "action": self.action}
+        named = {"errno": self.errno, "path": self.path, "action": self.action}
+        return {**super().facts(), **named, **({} if self.lock is None else {"lock": self.lock})}
 
 
 class SandboxError(InstarError):

@@ -47,6 +47,7 @@ class Report:
     """The findings of one check and its totals, in the units that qemu-img prints.
 
     ``image_end_offset`` … ``compressed_clusters`` stay ``None`` where a format does not count them.
+    ``false_leaks`` are clusters that qemu-img takes for leaks and that are none; they are not among ``leaks``.
     """
 
     __slots__ = (
@@ -54,6 +55,7 @@ class Report:
         "check_errors",
         "compressed_clusters",
         "corruptions",
+        "false_leaks",
         "findings",
         "fragmented_clusters",
         "image_end_offset",
@@ -65,6 +67,7 @@ class Report:
         self.findings: list[Finding] = []
         self.corruptions = 0
         self.leaks = 0
+        self.false_leaks = 0
         self.check_errors = 0
         self.image_end_offset: int | None = None
         self.total_clusters: int | None = None

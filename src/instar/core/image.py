@@ -36,6 +36,19 @@ class Reference:
         self.required = required
 
 
+class Elsewhere:
+    """A file of the image that a cell is not given, because one cell has only so many.
+
+    Attributes:
+        facts: what the parser said of it in another cell (in ``extra["parts"]``); ``None`` if a later one will see it.
+    """
+
+    __slots__ = ("facts",)
+
+    def __init__(self, facts: Wire) -> None:
+        self.facts = facts
+
+
 class ImageFacts:
     """What one image says about itself.
 
@@ -47,7 +60,9 @@ class ImageFacts:
         references: files it names; ``backing`` last.
         snapshots: rows in the order of the table; keys as in QEMU's ``SnapshotInfo``.
         format_specific: values in QEMU's names and order, or ``None``.
-        extra: further facts for instar's own use (not shown as QEMU's), such as a VMDK's ``cid``.
+        extra: further facts for instar's own use (not shown as QEMU's), such as a VMDK's ``cid``. Formats whose
+            images know their parent by more than its name give ``parent_identity``, and ``identity``, which starts
+            with what children of the image record there; both are bytes without a meaning to others.
         has_dirty_flag: QEMU prints the dirty flag for this format.
     """
 

@@ -12,7 +12,8 @@ from instar.core.plan import Backing
 from instar.formats import find
 from instar.host.describe import describe
 from instar.host.files import open_image
-from instar.host.names import combine, protocol_of, strip_file_protocol
+from instar.host.locks import hold
+from instar.host.names import combine, protocol_of, source_of, strip_file_protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,44 +29,55 @@ def look_at_backing(request: Request, open_it: bool, isolation: Isolation, gener
         return
     name = str(name)
     format = request.settings.values.get("backing_fmt")
+    if format is None:  # a default has only a format whose parents are of its own kind
+        format = next((row.default for row in request.rows if row.name == "backing_fmt"), None)
     format = None if format is None else str(format)
     if name == "":
         raise OptionError("backing-empty", "the name of the backing file is empty")
     if name == request.path:
         raise _same_file(request)
-    # A VMDK records the content ID of its parent, so there the parent is opened whatever was asked for.
-    if not open_it and request.row.name != "vmdk":
-        if format is None:
-            raise OptionError("backing-format-missing", "the format of the backing file is missing; give it with -F")
+    # A VMDK records the content ID of its parent, so there the parent is opened whatever was asked for. So it is
+    # with the others that take parents of their own kind only.
+    if not open_it and format is None:
+        raise OptionError("backing-format-missing", "the format of the backing file is missing; give it with -F")
+    if not open_it and not request.row.backing:
         request.backing = Backing(name, format)
         return
     row = None if format is None else find(format, aliases=False)
     if format is not None and row is None:
-        raise OptionError("unknown-backing-format", f"there is no format '{format}' for a backing file", format=format)
-    full = strip_file_protocol(combine(strip_file_protocol(request.path), name))
-    protocol = protocol_of(full)
-    if protocol is not None:
-        raise OptionError(
-            "backing-protocol",
-            f"backing file '{printable(name)}' is of the kind '{protocol}:', which is not opened; -u records it unseen",
-            protocol=protocol,
-        )
+        raise _unknown_format(format)
+    try:
+        typed = combine(strip_file_protocol(request.path), name)
+        source = source_of(typed, format=None if row is None else row.name, generation=generation)
+    except OptionError as error:
+        error.role = "backing"
+        raise
+    full = source.path
     try:
         image = open_image(full, action="open the backing file")
     except HostError as error:
         error.role = "backing"
         raise
     with image:
-        if (identity := _identity(strip_file_protocol(request.path))) is not None and identity == image.identity:
+        if _identity(strip_file_protocol(request.path)) == image.identity:
             raise _same_file(request)
+        modified = int(os.fstat(image.fd).st_mtime)
+        if request.row.backing:
+            # What these record of their parent changes when that is written to. Elsewhere only its size counts.
+            image.locked = True
+            try:
+                hold(image.fd, full, False, False, read=True)
+            except HostError as error:
+                request.parent_in_use = error
         try:
             with describe(
                 image,
                 operation="info",
-                format=None if row is None else row.name,
+                format=source.format,
                 isolation=isolation,
                 gate=None,
                 generation=generation,
+                share=True,
             ) as found:
                 facts = found.facts
         except ImageError as error:
@@ -79,12 +91,37 @@ def look_at_backing(request: Request, open_it: bool, isolation: Isolation, gener
             detected=facts.format,
         )
     content_id = facts.extra.get("cid")
+    known = facts.extra.get("identity")
+    relative, absolute = _paths(strip_file_protocol(request.path), strip_file_protocol(name), full)
     request.backing = Backing(
         name,
         format,
-        virtual_size=facts.virtual_size if open_it else None,
+        virtual_size=facts.virtual_size if open_it or known is not None else None,
         content_id=content_id if isinstance(content_id, int) else None,
+        identity=known if isinstance(known, bytes) else None,
+        modified=modified,
+        relative=relative,
+        absolute=absolute,
     )
+
+
+def _unknown_format(format: str) -> OptionError:
+    from instar.core.drivers import DRIVERS
+
+    if format not in DRIVERS:
+        return OptionError("unknown-backing-format", f"there is no format '{format}' for a backing file", format=format)
+    error = OptionError("driver-unsupported", f"'{format}' is no format of images in plain files", driver=format)
+    error.role = "backing"
+    return error
+
+
+def _paths(target: str, name: str, full: str) -> tuple[str, str]:
+    """Return the backing file's path from the target's folder, as typed if it was typed so, and from the root."""
+    folder = os.path.realpath(os.path.dirname(full))
+    absolute = os.path.join(folder, os.path.basename(full))
+    if not os.path.isabs(name):
+        return name, absolute
+    return os.path.relpath(absolute, os.path.realpath(os.path.dirname(target))), absolute
 
 
 def _identity(path: str) -> tuple[int, int] | None:
@@ -102,9 +139,11 @@ def _same_file(request: Request) -> OptionError:
 
 
 def refuse_same_file(request: Request, output: Output) -> None:
-    """Compare the target's identity again, on what is about to be replaced."""
+    """Compare the target's identity again, on what is about to be replaced; report a parent that is in use."""
     if request.backing is None or protocol_of(request.backing.name) not in (None, "file"):
         return
     full = strip_file_protocol(combine(strip_file_protocol(request.path), request.backing.name))
     if output.exists and _identity(full) == output.identity():
         raise _same_file(request)
+    if request.parent_in_use is not None:
+        raise request.parent_in_use

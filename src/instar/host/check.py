@@ -29,6 +29,7 @@ class CheckResult:
         filename, format: of the image.
         findings: in the order found, at most ``MAX_FINDINGS``; the totals count all.
         corruptions, leaks, check_errors: totals in qemu-img's units.
+        false_leaks: clusters that qemu-img counts as leaked and that are not; not among ``leaks``.
         image_end_offset, total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters:
             as qemu-img prints them, ``None`` where the format does not count them.
     """
@@ -38,6 +39,7 @@ class CheckResult:
         "check_errors",
         "compressed_clusters",
         "corruptions",
+        "false_leaks",
         "filename",
         "findings",
         "format",
@@ -56,6 +58,7 @@ class CheckResult:
         self.findings = [_finding(row) for row in rows]
         self.corruptions = take_size(report, "corruptions")
         self.leaks = take_size(report, "leaks")
+        self.false_leaks = take_size(report, "false_leaks")
         self.check_errors = take_size(report, "check_errors")
         self.image_end_offset = optional_number(report, "image_end_offset")
         self.total_clusters = optional_number(report, "total_clusters")
@@ -111,6 +114,7 @@ def check(
     allow: Sequence[str] = (),
     isolation: Isolation | None = None,
     generation: tuple[int, int] = NEWEST,
+    force_share: bool = False,
 ) -> CheckResult:
     """Check the metadata of one image. Arguments as in ``info``.
 
@@ -133,6 +137,8 @@ def check(
             gate=gate,
             generation=generation,
             limits=CHECK_LIMITS,
+            share=force_share,
+            read=True,
         ) as found,
     ):
         try:

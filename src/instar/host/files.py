@@ -39,16 +39,18 @@ class OpenFile:
     Attributes:
         path: as given by whoever asked for it.
         fd: descriptor; closed by ``close`` or at the end of a ``with`` block.
+        locked: image locks were asked for on it (see ``locks``); ``close`` gives them up.
         size: length in bytes (of a block device, its capacity).
         allocated: bytes of storage in use (``st_blocks``), 0 for a device.
         identity: device and inode, which two names of one file share.
     """
 
-    __slots__ = ("allocated", "fd", "identity", "is_device", "path", "size")
+    __slots__ = ("allocated", "fd", "identity", "is_device", "locked", "path", "size")
 
     def __init__(self, path: str, fd: int, status: os.stat_result) -> None:
         self.path = path
         self.fd = fd
+        self.locked = False
         self.is_device = stat.S_ISBLK(status.st_mode)
         self.size = os.lseek(fd, 0, os.SEEK_END) if self.is_device else status.st_size
         self.allocated = status.st_blocks * 512
@@ -61,6 +63,11 @@ class OpenFile:
     def close(self) -> None:
         """Close the descriptor; harmless when done twice."""
         if self.fd >= 0:
+            if self.locked:
+                # A cell that is slow to die may have a copy of the descriptor, and the lock belongs to both.
+                from instar.host.locks import release
+
+                release(self.fd)
             os.close(self.fd)
             self.fd = -1
 
@@ -136,14 +143,14 @@ def extent_size_hint(fd: int) -> int:
         return 0
 
 
-def set_extent_size_hint(fd: int, size: int) -> bool:
-    """Ask the file system to allocate in steps of ``size`` bytes (XFS); tell whether it took it."""
+def set_extent_size_hint(fd: int, size: int) -> int:
+    """Ask the file system to allocate in steps of ``size`` bytes (XFS); return 0, or the errno of its refusal."""
     import fcntl
 
     layout = _fsxattr()
     try:
         flags, _, extents, project, cow = layout.unpack(fcntl.ioctl(fd, _FS_IOC_FSGETXATTR, bytes(28)))
         fcntl.ioctl(fd, _FS_IOC_FSSETXATTR, layout.pack(flags | _FS_XFLAG_EXTSIZE, size, extents, project, cow))
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        return error.errno or 0
+    return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from instar.core import NEWEST
-from instar.core.errors import ImageError, printable
+from instar.core.errors import HostError, ImageError, printable
 from instar.core.units import SECTOR, align_up
 from instar.host.describe import describe
 from instar.host.files import extent_size_hint, open_image
@@ -48,6 +48,8 @@ class ImageInfo:
         backing_filename: as stored in the image, ``None`` if there is none; ``backing_format`` likewise.
         full_backing_filename: the same as seen from here. Nothing says that it exists.
         snapshots, format_specific: in qemu-img's names.
+        parent_fits: whether the backing file is the one that the image was made for, of formats that record that;
+            ``None`` if they do not, or nobody looked (``info_chain`` does).
         references: every file the image names, opened or not.
         children: the files that it consists of, in QEMU's order (the last opened first).
     """
@@ -69,6 +71,7 @@ class ImageInfo:
         "full_backing_filename",
         "has_dirty_flag",
         "identity",
+        "parent_fits",
         "references",
         "snapshots",
         "virtual_size",
@@ -96,6 +99,7 @@ class ImageInfo:
         self._name_extents(facts.extra.get("extents"))
         self.children.reverse()
         backing = facts.backing
+        self.parent_fits: bool | None = None
         self.backing_filename: str | None = None
         self.full_backing_filename: str | None = None
         self.backing_format: str | None = None
@@ -114,10 +118,16 @@ class ImageInfo:
                 if isinstance(row, dict) and isinstance(role, str) and role in names:
                     row["filename"] = names[role]
 
+    def seen_as_file(self) -> None:
+        """Describe the file itself instead of a raw image in it: QEMU's driver ``file``."""
+        self.format = "file"
+        self.children = []
+        self.format_specific = {"type": "file", "data": {}}
+
     @property
     def actual_size(self) -> int:
         """Bytes of storage that all files of the image use."""
-        return sum(child.allocated for child in self.children)
+        return sum(child.allocated for child in self.children) or self.allocated
 
     def __repr__(self) -> str:
         return f"ImageInfo({self.filename!r}, format={self.format!r}, virtual_size={self.virtual_size})"
@@ -130,6 +140,7 @@ def info(
     allow: Sequence[str] = (),
     isolation: Isolation | None = None,
     generation: tuple[int, int] = NEWEST,
+    force_share: bool = False,
 ) -> ImageInfo:
     """Describe one image; its backing file is named, never opened.
 
@@ -139,11 +150,14 @@ def info(
         allow: folders, beside the image's own, from which files that the image names (extents) may be opened.
         isolation: the kind of cell; the strongest there is if ``None``.
         generation: the qemu-img version whose answers are wanted, where versions differ.
+        force_share: look also at an image that another program has open for writing; without, that is a
+            ``HostError`` with ``lock``.
 
     Raises:
         ImageError, HostError, SandboxError: see ``instar.core.errors``.
     """
-    return _one(path, format, Gate(strip_file_protocol(path), tuple(allow)), isolation or Isolation(), generation)
+    gate = Gate(strip_file_protocol(path), tuple(allow))
+    return _one(path, format, gate, isolation or Isolation(), generation, force_share)
 
 
 def _one(
@@ -152,6 +166,7 @@ def _one(
     gate: Gate,
     isolation: Isolation,
     generation: tuple[int, int],
+    force_share: bool,
     *,
     named_by: tuple[str, bytes] | None = None,
 ) -> ImageInfo:
@@ -163,7 +178,13 @@ def _one(
     with (
         image,
         describe(
-            image, operation="info", format=format, isolation=isolation, gate=gate, generation=generation
+            image,
+            operation="info",
+            format=format,
+            isolation=isolation,
+            gate=gate,
+            generation=generation,
+            share=force_share,
         ) as found,
     ):
         return ImageInfo(path, found)
@@ -176,6 +197,7 @@ def info_chain(
     allow: Sequence[str] = (),
     isolation: Isolation | None = None,
     generation: tuple[int, int] = NEWEST,
+    force_share: bool = False,
 ) -> list[ImageInfo]:
     """Describe an image and the chain of backing files behind it, each opened only if the gate lets it pass.
 
@@ -184,7 +206,7 @@ def info_chain(
     """
     isolation = isolation or Isolation()
     gate = Gate(strip_file_protocol(path), tuple(allow))
-    chain = [_one(path, format, gate, isolation, generation)]
+    chain = [_one(path, format, gate, isolation, generation, force_share)]
     seen = {chain[0].identity}
     while (top := chain[-1]).backing_filename is not None and top.full_backing_filename is not None:
         backing = next(r for r in top.references if r.role == "backing")
@@ -197,10 +219,12 @@ def info_chain(
                 gate,
                 isolation,
                 generation,
+                force_share,
                 named_by=(top.filename, backing.name),
             )
-        except ImageError as error:
+        except (ImageError, HostError) as error:
             error.path = error.path or top.filename
+            error.image = error.image or error.path
             raise
         if layer.identity in seen:
             raise ImageError(
@@ -210,5 +234,8 @@ def info_chain(
                 path=path,
             )
         seen.add(layer.identity)
+        wanted, given = top.extra.get("parent_identity"), layer.extra.get("identity")
+        if isinstance(wanted, bytes):
+            top.parent_fits = isinstance(given, bytes) and given.startswith(wanted)
         chain.append(layer)
     return chain
