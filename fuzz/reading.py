@@ -36,9 +36,17 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "qcow": ("",),
     "vmdk": ("", "subformat=streamOptimized", "zeroed_grain=on"),
     "vpc": ("", "subformat=fixed", "force_size=on"),
+    "vdi": ("", "static=on"),
+    "parallels": ("cluster_size=4k", "preallocation=metadata,cluster_size=64k"),
+    "luks": ("key-secret=s,cipher-alg=aes-128,cipher-mode=cbc", "key-secret=s,detached-header=on,cipher-alg=aes-128"),
     "vhdx": ("block_size=1M", "subformat=fixed,block_state_zero=off,block_size=1M"),
 }
 SEED_SIZE = 1 << 20
+#: What the parsers of formats that know their parents give as ``identity``.
+IDENTITIES = {
+    "vpc": bytes(range(16)) + SEED_SIZE.to_bytes(8, "big") + b"\xff\xff\x10\xff",
+    "vhdx": bytes(range(32)) + b"\0\2\0\0\0\2\0\0" + bytes(4),
+}
 
 
 class Memory:
@@ -77,9 +85,23 @@ def image(format: str, options: str, *, size: int = SEED_SIZE, backing: str | No
         key, _, value = word.partition("=")
         pairs.append((key, value))
     settings = read_settings(part(format, "options").CREATE, pairs, format=format) if pairs else Settings()
-    base = None if backing is None else Backing(backing, format, virtual_size=size, content_id=7)
+    base = (
+        None
+        if backing is None
+        else Backing(
+            backing,
+            format,
+            virtual_size=size,
+            content_id=7,
+            identity=IDENTITIES.get(format),
+            relative=backing,
+            absolute=f"/{backing}",
+        )
+    )
     chosen = part(format, "options").resolve(size, settings, base)
-    plan = part(format, "plan").create(size, chosen, Seed(entropy=bytes(range(64)), file_name="seed", backing=base))
+    plan = part(format, "plan").create(
+        size, chosen, Seed(entropy=bytes(range(64)), file_name="seed", backing=base, secret=b"seed")
+    )
     out = bytearray(plan.sizes[0])
     for item in plan.items:
         if not isinstance(item, Allocate):
@@ -92,7 +114,7 @@ def images(format: str) -> Iterator[bytes]:
     """Yield the seeds of a format."""
     for options in VARIANTS[format]:
         yield image(format, options)
-    if format in ("qcow2", "qed", "qcow", "vmdk"):
+    if format in ("qcow2", "qed", "qcow", "vmdk", *IDENTITIES):
         yield image(format, "", backing="base.img")
 
 
@@ -106,6 +128,8 @@ def read(format: str, data: bytes, *, check: bool) -> None:
         parts = [Memory(data, n) if n % 2 else None for n, _ in enumerate(needed[:8], 1)]
         if needed:
             facts = part(format, "parse").info(source, parts, generation=generation)
+        elif format in IDENTITIES and facts.backing is not None:
+            parts = [source]  # no better parent is at hand
         reply = encode(facts.to_wire())
         if len(reply) <= INFO_LIMITS.reply_bytes:
             ImageFacts.from_wire(decode(reply))

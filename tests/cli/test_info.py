@@ -73,10 +73,10 @@ def test_format_raw_always_means_raw_and_a_fixed_vhd_is_found_only_when_asked_fo
 
 
 def test_a_known_format_without_reader_is_refused_by_name(folder):
-    (folder / "q").write_bytes(b"QED\0" + bytes(5000))
+    (folder / "q").write_bytes(b"Bochs Virtual HD Image\0" + bytes(5000))
     done = instar("info", "q", cwd=folder)
     assert done.returncode == 1
-    assert "qed" in done.stderr
+    assert "bochs" in done.stderr
     assert "raw" not in done.stdout
 
 
@@ -87,7 +87,7 @@ def test_a_known_format_without_reader_is_refused_by_name(folder):
         (["a", "b"], "exactly one file name, not 2"),
         (["nosuch"], "nosuch: cannot open: No such file or directory"),
         (["."], "cannot open: Is a directory"),
-        (["-f", "nosuch", "base.raw"], "no format 'nosuch'; instar reads qcow2"),
+        (["-f", "nosuch", "base.raw"], "no format 'nosuch'; instar reads "),
         (["-f", "qcow2", "base.raw"], "not a qcow2 image"),
         (["--output=xml", "base.raw"], "human or json, not 'xml'"),
         (["--qemu-version=new", "base.raw"], "no version of qemu-img"),

@@ -87,6 +87,18 @@ VMDK = (
     "zeroed_grain=on,subformat=streamOptimized,adapter_type=lsilogic,compat6=on,toolsversion=2147483647",
 )
 VPC = ("", "subformat=dynamic", "subformat=fixed", "force_size=on", "force_size=on,subformat=fixed")
+#: Every geometry of qed, and every choice of qcow, is compared in tests/formats.
+QED = ("", "cluster_size=4k", "cluster_size=1M,table_size=8", "table_size=2")
+QCOW = ("",)
+VDI = ("", "static=on")
+#: ``(options, sizes)``. Of these qemu-img's own check finds fault with none: see test_vdi_parallels.py.
+PARALLELS = (
+    ("", (MiB, GiB, *(size for size in ODD if size < TiB))),
+    ("cluster_size=512", (0, 1, 1000)),
+    ("cluster_size=64k", (MiB, 10 * MiB + 513, 1000 * MiB)),
+    ("cluster_size=4M", (10 * MiB + 513, TiB)),
+    ("cluster_size=16M", (3 * TiB + 12345,)),
+)
 VHDX = (
     "",
     "subformat=dynamic",
@@ -105,7 +117,16 @@ VHDX = (
 def cases() -> list[Case]:
     """Return the whole matrix."""
     found = []
-    for format, sets in (("raw", RAW), ("qcow2", QCOW2), ("vmdk", VMDK), ("vpc", VPC), ("vhdx", VHDX)):
+    for format, sets in (
+        ("raw", RAW),
+        ("qcow2", QCOW2),
+        ("vmdk", VMDK),
+        ("vpc", VPC),
+        ("vhdx", VHDX),
+        ("qed", QED),
+        ("qcow", QCOW),
+        ("vdi", VDI),
+    ):
         for text in sets:
             sizes = SIZES if text else (*SIZES, *ODD)
             for size in (*sizes, 10 * MiB + 513) if text else sizes:
@@ -120,7 +141,14 @@ def cases() -> list[Case]:
     for backing in ("raw", "qcow2", "vmdk", "vpc", "vhdx"):
         found.append(Case("qcow2", (), 64 * MiB, backing))
         found.append(Case("qcow2", _options("compat=0.10,cluster_size=4k"), 64 * MiB, backing))
-    found.append(Case("qcow2", _options("extended_l2=on,cluster_size=128k,preallocation=metadata"), 64 * MiB, "qcow2"))
+    for mode, format in (("metadata", "qcow2"), ("falloc", "raw"), ("full", "qcow2")):
+        found.append(
+            Case("qcow2", _options(f"extended_l2=on,cluster_size=128k,preallocation={mode}"), 64 * MiB, format)
+        )
+    for format, backing in (("qed", "raw"), ("qed", "qcow2"), ("qcow", "raw"), ("qcow", "qed")):
+        found.append(Case(format, (), 64 * MiB + 513, backing))
+    for text, sizes in PARALLELS:
+        found.extend(Case("parallels", _options(text), size) for size in sizes)
     found.append(Case("vmdk", (), 64 * MiB, "vmdk"))
     found.append(Case("vmdk", _options("subformat=streamOptimized"), 64 * MiB, "vmdk"))
     return list(dict.fromkeys(found))

@@ -40,6 +40,10 @@ KINDS = [
     ("vhdx", {}),
     ("vhdx", {"subformat": "fixed", "block_size": "1M"}),
     ("vhdx", {"block_state_zero": "off", "block_size": "256M"}),
+    ("vdi", {}),
+    ("vdi", {"static": "on", "preallocation": "falloc"}),
+    ("parallels", {"cluster_size": "64k"}),
+    ("parallels", {"preallocation": "full"}),
 ]
 
 

@@ -112,3 +112,20 @@ def test_any_text_gives_settings_or_an_option_error(text):
         read(text)
     except OptionError as error:
         assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_a_doubled_comma_is_none_in_a_key():
+    assert split_list("a,,b=1") == [("a", None), ("", None), ("b", "1")]
+
+
+def test_numbers_beyond_63_bits_are_told_when_they_are_used():
+    for text in ("18446744073709551615", "-18446744073709551608"):
+        settings = read(f"bits={text}")
+        row = next(row for row in ROWS if row.name == "bits")
+        assert code_of(settings.number, row) == "bad-integer"
+    assert read("bits=-1").number(row) == (1 << 64) - 1
+
+
+def test_binary_numbers_are_read_as_by_the_newer_library():
+    assert read("bits=0b101").values["bits"] == 5
+    assert code_of(read, "bits=0b101", generation=(7, 2)) == "bad-number"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.compat.versions import VERSIONS, real
 from tests.support import needs_qemu_img, run
 
-from instar.core.units import align_up, ceil_div, format_size, is_power_of_two, parse_size
+from instar.core.units import align_up, ceil_div, format_size, is_power_of_two, parse_size, warns_of_size
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ from instar.core.units import align_up, ceil_div, format_size, is_power_of_two, 
         ("010", 10),
         ("+1k", 1024),
         (" 1k", 1024),
-        ("-1G", -(1 << 30)),
+        ("-1", -1),
         ("16E", 1 << 64),
     ],
 )
@@ -108,6 +108,33 @@ def test_agrees_with_the_newest_qemu_img(text, tmp_path):
     assert (done.returncode == 0) == (size >= 0)
     if size >= 0:
         assert f"size={size}\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new"),
+    [
+        (".5k", None, 512),
+        ("0x10k", 16384, None),
+        ("-1", None, -1),
+        ("-0", None, -1),
+        ("-1k", None, None),
+        ("1.9999999999999999999999k", 1024, 2048),
+        ("99999999999999999999999k", None, None),
+    ],
+)
+def test_notation_follows_the_version(text, old, new):
+    for version, size in (((7, 2), old), ((10, 0), new)):
+        if size is None:
+            with pytest.raises(ValueError):  # noqa: PT011 - the text itself is the message
+                parse_size(text, version)
+        else:
+            assert parse_size(text, version) == size
+
+
+def test_warns_of_a_suffix_behind_hexadecimal_digits_only_where_it_was_taken():
+    assert warns_of_size("0x10k", (7, 2))
+    assert not any(warns_of_size(text, (7, 2)) for text in ("0x10", "0x10b", "10k", "0xk", "x"))
+    assert not warns_of_size("0x10k", (10, 0))
 
 
 @pytest.mark.parametrize(

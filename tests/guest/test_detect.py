@@ -83,7 +83,7 @@ class TestSeveral:
             (((0, b"QFI\xfb\0\0\0\3"), (0x40, b"\x7f\x10\xda\xbe")), "qcow2"),
             (((0, b"KDMV"), (0x40, b"\x7f\x10\xda\xbe")), "vmdk"),
             (((0, b"conectix"), (-512, b"koly")), "vpc"),
-            (((0, b"LUKS\xba\xbe"), (-512, b"koly")), "luks"),
+            (((0, b"LUKS\xba\xbe\0\1"), (-512, b"koly")), "luks"),
             (((0, DESCRIPTOR.ljust(0x40, b" ")[:0x200]), (-512, b"koly")), "vmdk"),
         ],
     )

@@ -25,7 +25,7 @@ def test_a_colon_before_any_slash_ends_a_protocol(name, protocol):
 
 
 def test_file_is_the_protocol_of_plain_files():
-    assert strip_file_protocol("file:a:b") == "a:b"
+    assert strip_file_protocol("file:a:b") == "./a:b"
     assert strip_file_protocol("files:a") == "files:a"
 
 

@@ -9,8 +9,6 @@ import gc
 import os
 import sys
 
-from instar import __version__
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +29,9 @@ OWN_COMMANDS = ("sandbox",)
 #: The names under which the program speaks as qemu-img.
 QEMU_NAMES = ("qemu-img", "instar-qemu-img")
 _SHARED = ("--dialect", "--isolation", "--qemu-version", "--allow-path")
+_QEMU_LONG = ("--help", "--version", "--trace")
+#: Since this version qemu-img leaves the words about its switches to the C library.
+_JUDGED_BY_GETOPT = (10, 0)
 _SIGINT = 2
 _EXIT_USAGE = 1
 
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    from instar.cli.session import Session, complain, read_dialect, say
+    from instar.cli.session import Session, complain, read_dialect, say, version_text
     from instar.core.errors import InstarError
 
     program, rest = os.path.basename(words[0]), words[1:]
@@ -83,6 +84,11 @@ def _run(words: list[str]) -> int:
         while rest and rest[0].startswith("-"):
             word = rest.pop(0)
             name, equals, value = word.partition("=")
+            if word == "--" and session.as_qemu:
+                break
+            if session.as_qemu and len(name) > 2:
+                # As getopt does, an abbreviation is taken for what it must mean.
+                name = next((full for full in _QEMU_LONG if full.startswith(name)), name)
             if name in _SHARED:
                 if not equals and not rest:
                     complain(f"instar: option '{name}' needs a value; see 'instar --help'")
@@ -90,14 +96,14 @@ def _run(words: list[str]) -> int:
                 session.set(name[2:], value if equals else rest.pop(0))
             elif word in ("-v", "--verbose"):
                 session.set("verbose", "")
-            elif word in ("-h", "--help"):
+            elif name in ("-h", "--help") and not equals:
                 say(_overview(session))
                 return 0
-            elif word in ("-V", "--version"):
-                say(_version(session))
+            elif name in ("-V", "--version") and not equals:
+                say(version_text(session) + "\n")
                 return 0
             else:
-                return _usage(session, f"unrecognized option '{word}'", f"there is no option '{word}'")
+                return _unknown(session, word, name, more=bool(rest))
     except InstarError as error:
         complain(f"instar: {error}")
         return error.exit_code
@@ -125,6 +131,21 @@ def _internal(error: Exception) -> int:
     return fault.exit_code
 
 
+def _unknown(session: Session, word: str, name: str, *, more: bool) -> int:
+    """Complain of a switch before the command that there is not."""
+    if not session.as_qemu:
+        return _usage(session, "", f"there is no option '{word}'")
+    if name in ("-T", "--trace") and more:
+        return _usage(session, "tracing is not supported by instar", "")
+    old = session.generation < _JUDGED_BY_GETOPT
+    if name in ("-T", "--trace"):
+        new = "option requires an argument -- 'T'" if name == "-T" else f"option '{name}' requires an argument"
+        return _usage(session, f"missing argument for option '{word}'" if old else new, "")
+    if word.startswith("--") or old:
+        return _usage(session, f"unrecognized option '{word}'", "")
+    return _usage(session, f"invalid option -- '{word[1:2]}'", "")
+
+
 def _usage(session: Session, qemu: str, own: str) -> int:
     from instar.cli.messages import hint
     from instar.cli.session import complain
@@ -137,17 +158,13 @@ def _usage(session: Session, qemu: str, own: str) -> int:
     return _EXIT_USAGE
 
 
-def _version(session: Session) -> str:
-    from instar.cli.session import release
-
-    if session.as_qemu:
-        return f"qemu-img version {release(session.generation)} (instar {__version__})\n"
-    return f"instar {__version__}\n"
-
-
 def _overview(session: Session) -> str:
-    known = [name for name in COMMANDS if not (session.as_qemu and name in OWN_COMMANDS)]
-    commands = "\n".join(f"  {name:<10} {COMMANDS[name]}" for name in known)
+    if session.as_qemu:
+        from instar.cli.dialect import help_text
+        from instar.cli.session import version_text
+
+        return help_text("", session.generation, version_text(session))
+    commands = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
     return f"""usage: instar [OPTION]... COMMAND ...
 
 Make, inspect and check virtual disk images that nobody should trust.

@@ -40,6 +40,8 @@ def info_object(image: ImageInfo, generation: tuple[int, int]) -> dict[str, obje
         top["full-backing-filename"] = image.full_backing_filename
         if image.backing_format is not None:
             top["backing-filename-format"] = image.backing_format
+        if image.parent_fits is False:
+            top["backing-file-fits"] = False
     if image.format_specific is not None:
         top["format-specific"] = image.format_specific
     if generation >= CHILDREN_SINCE:
@@ -83,6 +85,8 @@ def info_text(image: ImageInfo, generation: tuple[int, int]) -> str:
         lines.append(line)
         if image.backing_format is not None:
             lines.append(f"backing file format: {printable(image.backing_format)}")
+        if image.parent_fits is False:
+            lines.append("backing file fits: no, the image was made for another one, or for an earlier state of it")
     if image.snapshots:
         lines += ["Snapshot list:", *_snapshot_lines(image.snapshots, generation)]
     if image.format_specific is not None:

@@ -22,9 +22,10 @@ class Session:
     Attributes:
         as_qemu: speak as qemu-img does. generation: the version whose words and layout are wanted.
         isolation: kind of cell. verbose: say why, too. allow: folders opened to images' references.
+        secrets: passphrases by the names of their ``--object``.
     """
 
-    __slots__ = ("allow", "as_qemu", "generation", "isolation", "verbose")
+    __slots__ = ("allow", "as_qemu", "generation", "isolation", "secrets", "verbose")
 
     def __init__(self, *, as_qemu: bool) -> None:
         self.as_qemu = as_qemu
@@ -32,6 +33,7 @@ class Session:
         # The command line is a process of its own: it has one thread and nothing secret in its memory.
         self.isolation = Isolation(os.environ.get("INSTAR_ISOLATION") or "auto", single_threaded=True)
         self.verbose = False
+        self.secrets: dict[str, bytes] = {}
         self.allow = [folder for folder in os.environ.get("INSTAR_ALLOW_PATH", "").split(":") if folder]
 
     def set(self, name: str, value: str) -> None:
@@ -88,6 +90,15 @@ def read_version(text: str | None) -> tuple[int, int]:
 def release(generation: tuple[int, int]) -> str:
     """Return the full version number that goes with a generation."""
     return QEMU_RELEASES.get(generation, f"{generation[0]}.{generation[1]}.0")
+
+
+def version_text(session: Session) -> str:
+    """Return the line that ``--version`` prints, without its end."""
+    from instar import __version__
+
+    if session.as_qemu:
+        return f"qemu-img version {release(session.generation)} (instar {__version__})"
+    return f"instar {__version__}"
 
 
 def say(text: str) -> None:

@@ -18,7 +18,7 @@ OPTIONAL = (
     *("virtio-blk-vfio-pci", "virtio-blk-vhost-user", "virtio-blk-vhost-vdpa", "blkreplay"),
 )
 DRIVERS = BUILT_IN + OPTIONAL
-#: Drivers that are no formats of images that could be made. (Those of protocols, which QEMU would try to open, are not here.)
+#: Drivers that are no formats of images that could be made, without those of protocols, which QEMU would try to open.
 CANNOT_CREATE = (
     *("vvfat", "quorum", "throttle", "blkdebug", "blkverify", "blklogwrites", "null-co", "null-aio", "copy-on-read"),
     *("compress", "replication", "preallocate", "copy-before-write", "snapshot-access"),

@@ -6,18 +6,24 @@ each value by its row's type (here), then the format's own rules between values 
 
 from __future__ import annotations
 
+from instar.core import NEWEST
 from instar.core.errors import OptionError
-from instar.core.units import UINT64_MAX, parse_size
+from instar.core.keyval import take_key, take_value
+from instar.core.units import INT64_MAX, UINT64_MAX, parse_size, warns_of_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     Value = int | bool | str
 
 #: The closed list of option types. ``choice`` is a ``str`` whose values are named.
 TYPES = ("size", "num", "bool", "str", "choice")
 _TYPE_WORDS = {"size": "size", "num": "num", "bool": "bool (on/off)", "str": "str", "choice": "str"}
+#: More digits than any number has.
+_MOST_DIGITS = 400
+#: The C library of this version of qemu-img, and of those after it, also reads binary numbers.
+_BINARY = (10, 0)
 _TRUE = ("on", "yes", "true", "y")
 _FALSE = ("off", "no", "false", "n")
 
@@ -68,8 +74,10 @@ class Option:
         self.extension = extension
         self.note = note
 
-    def parse(self, text: str) -> Value:
+    def parse(self, text: str, generation: tuple[int, int] = NEWEST) -> Value:
         """Read a value as typed. Choices are not judged here, see ``pick``.
+
+        ``generation`` is the qemu-img version whose notation of numbers is wanted.
 
         Raises:
             OptionError: ``bad-size``, ``size-out-of-range``, ``bad-number``, ``number-too-large``, ``bad-bool``.
@@ -82,7 +90,7 @@ class Option:
             raise OptionError("bad-bool", f"option '{self.name}' is on or off, not '{text}'", key=self.name, value=text)
         if self.type == "size":
             try:
-                size = parse_size(text)
+                size = parse_size(text, generation)
             except ValueError:
                 raise OptionError(
                     "bad-size",
@@ -98,7 +106,7 @@ class Option:
             return size
         if self.type == "num":
             try:
-                number = _c_integer(text)
+                number = _c_integer(text, binary=generation >= _BINARY)
             except ValueError:
                 raise OptionError(
                     "bad-number", f"option '{self.name}': '{text}' is not a whole number", key=self.name, value=text
@@ -153,9 +161,9 @@ class Settings:
         self.raw: dict[str, str] = {}
         self.values: dict[str, Value] = {}
 
-    def set(self, option: Option, text: str) -> None:
+    def set(self, option: Option, text: str, generation: tuple[int, int] = NEWEST) -> None:
         """Take a value as typed; the last one of a key counts."""
-        self.values[option.name] = option.parse(text)
+        self.values[option.name] = option.parse(text, generation)
         self.raw[option.name] = text
 
     def get(self, option: Option) -> Value | None:
@@ -163,10 +171,19 @@ class Settings:
         return self.values.get(option.name, option.default)
 
     def number(self, option: Option) -> int:
-        """Return a ``size`` or ``num`` option's value or default, which must exist."""
+        """Return a ``size`` or ``num`` option's value or default, which must exist.
+
+        Raises:
+            OptionError: ``bad-integer``, a ``num`` is larger than formats have room for (2^63 - 1).
+        """
         value = self.get(option)
         if not isinstance(value, int):
             raise TypeError(option.name)
+        if option.type == "num" and option.name in self.raw and not _fits_int64(self.raw[option.name], value):
+            qapi = option.qapi if option.qapi != option.name else option.name.replace("_", "-")
+            raise OptionError(
+                "bad-integer", f"option '{option.name}': {value} is too large", key=option.name, qapi=qapi
+            )
         return int(value)
 
     def flag(self, option: Option) -> bool:
@@ -179,50 +196,66 @@ class Settings:
         return None if value is None else str(value)
 
 
-def _c_integer(text: str) -> int:
-    """Read an integer as C's ``strtoull(…, 0)``: decimal, ``0x`` hexadecimal, leading-zero octal."""
-    body = text.strip(" \t\n\v\f\r") if not text.endswith((" ", "\t", "\n")) else ""
+def _fits_int64(text: str, value: int) -> bool:
+    """Tell whether a number, before it was taken modulo 2^64, is a signed one of 64 bits."""
+    if "-" not in text:
+        return value <= INT64_MAX
+    try:
+        return _c_integer(text, binary=True) >= -INT64_MAX - 1
+    except ValueError:
+        return False
+
+
+def _c_integer(text: str, *, binary: bool) -> int:
+    """Read an integer as C's ``strtoull(…, 0)``: decimal, ``0x`` hexadecimal, ``0`` octal; newer: ``0b``."""
+    body = text.lstrip(" \t\n\v\f\r")
     sign = -1 if body.startswith("-") else 1
     body = body[1:] if body[:1] in ("+", "-") else body
-    if not body.isascii() or "_" in body or not body.isalnum():
+    if not (body.isascii() and body.isalnum()) or len(body) > _MOST_DIGITS:
         raise ValueError(text)
     if body[:2].lower() == "0x":
         return sign * int(body[2:], 16)
+    if body[:2].lower() == "0b" and binary:
+        return sign * int(body[2:], 2)
     if body[0] == "0" and len(body) > 1:
-        return sign * int(body, 8)
+        return sign * int(body[1:], 8)
     return sign * int(body, 10)
 
 
 def split_list(text: str) -> list[tuple[str, str | None]]:
     """Split one ``-o`` argument into ``(key, value)``; a bare key has the value ``None``.
 
-    ``,,`` inside a value stands for one comma.
+    ``,,`` inside a value stands for one comma; in a key it does not.
 
     Raises:
         OptionError: ``bad-option-list``, the list is empty or has an empty member at an end.
     """
+    judge_list(text)
+    return split_pairs(text)
+
+
+def judge_list(text: str) -> None:
+    """Judge the shape of one ``-o`` argument.
+
+    Raises:
+        OptionError: ``bad-option-list``.
+    """
     trailing = len(text) - len(text.rstrip(","))
     if not text or text.startswith(",") or trailing % 2:
         raise OptionError("bad-option-list", f"'{text}' is not a list of KEY=VALUE, separated by commas", value=text)
-    members: list[str] = []
-    current: list[str] = []
-    index = 0
-    while index < len(text):
-        if text[index] == ",":
-            if text[index + 1 : index + 2] == ",":
-                current.append(",")
-                index += 2
-                continue
-            members.append("".join(current))
-            current = []
-        else:
-            current.append(text[index])
-        index += 1
-    members.append("".join(current))
+
+
+def split_pairs(text: str) -> list[tuple[str, str | None]]:
+    """Split one or several lists, joined by commas, whose shape has been judged."""
     pairs: list[tuple[str, str | None]] = []
-    for member in members:
-        key, equals, value = member.partition("=")
-        pairs.append((key, value if equals else None))
+    at = 0
+    while at < len(text):
+        key, at = take_key(text, at)
+        value: str | None = None
+        if text[at : at + 1] == "=":
+            value, at = take_value(text, at + 1)
+        pairs.append((key, value))
+        at += 1
     return pairs
 
 
@@ -232,12 +265,19 @@ def asks_help(pairs: Iterable[tuple[str, str | None]]) -> bool:
 
 
 def read_settings(
-    rows: Sequence[Option], pairs: Iterable[tuple[str, str | None]], *, format: str, no_is_off: bool = False
+    rows: Sequence[Option],
+    pairs: Iterable[tuple[str, str | None]],
+    *,
+    format: str,
+    no_is_off: bool = False,
+    generation: tuple[int, int] = NEWEST,
+    warn: Callable[[str], None] | None = None,
 ) -> Settings:
     """Read ``(key, value)`` pairs by the rows of a format.
 
     ``key`` alone means ``key=on``, ``nokey`` alone ``key=off``; ``id=…`` is ignored, as qemu-img does.
     ``no_is_off`` also takes ``nocow`` for ``cow=off``, as qemu-img does although there is a key of that name.
+    ``warn`` is called with a value whose notation that version of qemu-img warns of.
 
     Raises:
         OptionError: ``unknown-option`` (names the accepted ones), or what ``Option.parse`` raises.
@@ -262,5 +302,10 @@ def read_settings(
                 format=format,
                 accepted=sorted(table),
             )
-        settings.set(row, text)
+        warns = warn is not None and row.type == "size" and warns_of_size(text, generation)
+        if warn is not None and warns:
+            warn(text)
+        settings.set(row, text, generation)
+        if warn is not None and warns:
+            warn(text)  # qemu-img reads a good one a second time
     return settings

@@ -81,7 +81,14 @@ class Format:
 
 #: Order is the order of detection: the first row with a matching probe wins, as the highest score does in QEMU.
 TABLE: tuple[Format, ...] = (
-    Format("qcow", "QEMU copy on write, version 1", probes=(Probe(0, b"QFI\xfb\0\0\0\1"),), backing=()),
+    Format(
+        "qcow",
+        "QEMU copy on write, version 1",
+        probes=(Probe(0, b"QFI\xfb\0\0\0\1"),),
+        readable=True,
+        creatable=True,
+        backing=(),
+    ),
     Format(
         "qcow2",
         "QEMU copy on write, version 2 and 3",
@@ -108,6 +115,7 @@ TABLE: tuple[Format, ...] = (
         probes=(Probe(0, b"vhdxfile"),),
         readable=True,
         creatable=True,
+        backing=("vhdx",),
         qemu_checks=True,
         unit_name="block",
     ),
@@ -118,19 +126,44 @@ TABLE: tuple[Format, ...] = (
         probes=(Probe(0, b"conectix"),),
         readable=True,
         creatable=True,
+        backing=("vpc",),
         unit_name="block",
     ),
     Format(
-        "vdi", "VirtualBox disk image", probes=(Probe(0x40, b"\x7f\x10\xda\xbe"),), qemu_checks=True, unit_name="block"
+        "vdi",
+        "VirtualBox disk image",
+        probes=(Probe(0x40, b"\x7f\x10\xda\xbe"),),
+        readable=True,
+        creatable=True,
+        qemu_checks=True,
+        unit_name="block",
     ),
-    Format("qed", "QEMU enhanced disk", probes=(Probe(0, b"QED\0"),), backing=(), qemu_checks=True),
+    Format(
+        "qed",
+        "QEMU enhanced disk",
+        probes=(Probe(0, b"QED\0"),),
+        readable=True,
+        creatable=True,
+        backing=(),
+        qemu_checks=True,
+    ),
     Format(
         "parallels",
         "Parallels disk image",
-        probes=(Probe(0, b"WithoutFreeSpace"), Probe(0, b"WithouFreSpacExt")),
+        probes=(Probe(0, b"WithoutFreeSpace\2\0\0\0"), Probe(0, b"WithouFreSpacExt\2\0\0\0")),
+        readable=True,
+        creatable=True,
         qemu_checks=True,
     ),
-    Format("luks", "LUKS encrypted volume", probes=(Probe(0, b"LUKS\xba\xbe"),)),
+    # Of version 1 alone: QEMU knows no other, and takes what is in version 2 for the bytes of a disk.
+    Format(
+        "luks",
+        "LUKS encrypted volume, version 1",
+        probes=(Probe(0, b"LUKS\xba\xbe\0\1"),),
+        readable=True,
+        creatable=True,
+        unit_name="sector",
+    ),
     Format("bochs", "Bochs growing disk", probes=(Probe(0, b"Bochs Virtual HD Image\0"),), qemu_creatable=False),
     Format(
         "cloop",

@@ -5,6 +5,9 @@ Law: text only. Nothing here asks the system whether a file exists.
 
 from __future__ import annotations
 
+from instar.core import NEWEST
+from instar.core.errors import OptionError, printable
+
 
 def protocol_of(name: str) -> str | None:
     """Return the protocol of a file name: what stands before a ``:`` that comes before any ``/``; else ``None``.
@@ -17,8 +20,17 @@ def protocol_of(name: str) -> str | None:
 
 
 def strip_file_protocol(name: str) -> str:
-    """Return the name without a leading ``file:``, the one protocol that means a plain file."""
-    return name[5:] if name.startswith("file:") else name
+    """Return the name without a leading ``file:``, the one protocol that means a plain file.
+
+    What is left stays a plain name, as in QEMU.
+
+    >>> strip_file_protocol("file:a"), strip_file_protocol("file:a:b"), strip_file_protocol("a")
+    ('a', './a:b', 'a')
+    """
+    if not name.startswith("file:"):
+        return name
+    plain = name[5:]
+    return plain if protocol_of(plain) is None else f"./{plain}"
 
 
 def combine(base: str, name: str) -> str:
@@ -31,3 +43,50 @@ def combine(base: str, name: str) -> str:
         return name
     folder, slash, _ = base.rpartition("/")
     return f"{folder}{slash}{name}"
+
+
+class Source:
+    """What the name of an image stands for: ``path`` of a plain file, and the ``format`` that it says, if it says one.
+
+    ``protocol`` is true if the file is to be seen as a file, and not as an image in it (driver ``file``).
+    """
+
+    __slots__ = ("format", "path", "protocol")
+
+    def __init__(self, path: str, format: str | None = None, *, protocol: bool = False) -> None:
+        self.path = path
+        self.format = format
+        self.protocol = protocol
+
+
+def source_of(name: str, *, format: str | None = None, generation: tuple[int, int] = NEWEST) -> Source:
+    """Read the name of an image as QEMU does: a plain name, ``file:…`` or ``json:{…}``; plain files only.
+
+    ``format`` is what the caller says it is; it comes before what a ``json:`` name says.
+
+    Raises:
+        OptionError: the name means something else, or nothing.
+    """
+    protocol = protocol_of(name)
+    if protocol == "json":
+        from instar.host.sources import from_json
+
+        return from_json(name, format, generation)
+    if protocol not in (None, "file"):
+        raise _no_protocol(name, str(protocol))
+    path = strip_file_protocol(name)
+    if not path:
+        raise OptionError("file-name-missing", "the name of the file is empty", value=name)
+    return Source(path, format)
+
+
+def _no_protocol(name: str, protocol: str) -> OptionError:
+    from instar.core.drivers import PROTOCOLS
+
+    return OptionError(
+        "protocol-unsupported" if protocol in PROTOCOLS else "unknown-protocol",
+        f"'{printable(name, 200)}' names protocol '{printable(protocol, 40)}', and instar opens plain files only;"
+        f" for a file of that name write './{printable(name, 200)}'",
+        protocol=PROTOCOLS.get(protocol, protocol),
+        path=name,
+    )

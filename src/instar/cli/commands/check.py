@@ -7,9 +7,11 @@ from instar.cli.commands.shared import (
     ALLOW,
     COMMON,
     HELP,
+    OBJECT,
     OUTPUT,
     Stop,
-    known_format,
+    find_source,
+    judge_cache,
     one_image,
     read,
     report,
@@ -32,6 +34,7 @@ SWITCHES = (
     Switch("format", "f", "format", "FMT", "the image's format; found out if not given"),
     OUTPUT,
     Switch("force-share", "U", "force-share", "", "look also at an image that another program has open for writing"),
+    OBJECT,
     ALLOW,
     *COMMON,
     HELP,
@@ -56,18 +59,25 @@ def run(session: Session, argv: list[str]) -> int:
     """Run the command and return its exit code."""
     try:
         parsed = read(session, "check", SWITCHES, argv, help_text)
-        json = wants_json(session, "check", parsed)
         path = one_image(session, "check", parsed)
+        json = wants_json(session, "check", parsed)
+        judge_cache(parsed, "source ")
     except Stop as stop:
         return stop.code
     from instar.formats import find
     from instar.host.check import check
 
     try:
-        format = known_format(session, parsed.last("format"), path)
+        source = find_source(session, parsed, path)
         result = check(
-            path, format=format, allow=session.allow, isolation=session.isolation, generation=session.generation
+            source.path,
+            format=source.format,
+            allow=session.allow,
+            isolation=session.isolation,
+            generation=session.generation,
+            force_share=parsed.has("force-share"),
         )
+        result.filename = path
         row = find(result.format)
         if session.as_qemu and row is not None and not row.qemu_checks:
             raise ImageError(
@@ -79,7 +89,7 @@ def run(session: Session, argv: list[str]) -> int:
         if isinstance(error, ImageError) and error.structure == "check" and error.kind == "unsupported-feature":
             report(session, error, lambda _: "qemu-img: This image format does not support checks", json=json)
             return EXIT_UNSUPPORTED
-        return report(session, error, lambda e: inspect_words(e, path), json=json)
+        return report(session, error, lambda e: inspect_words(e, path, session.generation), json=json)
     session.explain()
     if session.as_qemu and result.format == "vmdk" and result.corruptions:
         # QEMU's VMDK check stops at the first fault and counts nothing.
@@ -87,6 +97,8 @@ def run(session: Session, argv: list[str]) -> int:
         _show(session, result, json=False, quiet=True)
         complain("qemu-img: Check failed: Invalid argument")
         return 1
+    if session.as_qemu:
+        result.leaks += result.false_leaks
     _show(session, result, json=json, quiet=parsed.has("quiet"))
     if session.as_qemu and result.check_errors:
         complain("qemu-img: Check failed")
@@ -99,9 +111,9 @@ def _show(session: Session, result: CheckResult, *, json: bool, quiet: bool) -> 
             from instar.cli.messages import finding_words
 
             words = finding_words(finding, result.format)
-            if words is not None:
+            if words:
                 complain(words)
-            elif finding.severity != "warning":
+            elif words is None and finding.severity != "warning":
                 complain(f"ERROR {printable(finding.structure)}: {printable(finding.detail)}")
         elif not json:
             place = "" if finding.offset is None else f" (at byte {finding.offset})"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from instar.cli.argv import Switch
-from instar.cli.commands.shared import COMMON, HELP, OUTPUT, Stop, read, report, switch_lines, wants_json
+from instar.cli.commands.shared import COMMON, HELP, OBJECT, OUTPUT, Stop, read, report, switch_lines, wants_json
 from instar.cli.session import complain, say
 from instar.core.errors import InstarError, OptionError, printable
-from instar.core.options import asks_help, split_list
+from instar.core.options import asks_help, judge_list, split_pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from instar.host.request import Request
     from instar.host.space import Progress
 
-_LONG = (10, 0)
-
 SWITCHES = (
-    Switch("format", "f", "format", "FMT", "the new image's format (default: raw)", since=_LONG),
-    Switch("options", "o", "options", "KEY=VALUE,...", "options of the format; '-o help' lists them", since=_LONG),
-    Switch("backing", "b", "backing", "FILE", "the backing file, seen from the new image's folder", since=_LONG),
-    Switch("backing-format", "F", "backing-format", "FMT", "the backing file's format", since=_LONG),
-    Switch(
-        "backing-format", "B", "backing-format", "FMT", "the same, as newer versions of qemu-img call it", since=(10, 2)
-    ),
-    Switch("unsafe", "u", "backing-unsafe", "", "do not open the backing file; SIZE is then needed", since=_LONG),
-    Switch("quiet", "q", "quiet", "", "print nothing but errors", since=_LONG),
+    Switch("format", "f", "format", "FMT", "the new image's format (default: raw)"),
+    Switch("options", "o", "options", "KEY=VALUE,...", "options of the format; '-o help' lists them"),
+    Switch("backing", "b", "backing", "FILE", "the backing file, seen from the new image's folder"),
+    Switch("backing-format", "F", "backing-format", "FMT", "the backing file's format"),
+    Switch("backing-format", "B", "backing-format", "FMT", "the same, as newer versions of qemu-img call it"),
+    Switch("unsafe", "u", "backing-unsafe", "", "do not open the backing file; SIZE is then needed"),
+    Switch("quiet", "q", "quiet", "", "print nothing but errors"),
+    OBJECT,
+    Switch("batch", "", "batch", "FILE", "an image for each JSON line of FILE ('-': standard input)", extension=True),
     OUTPUT,
     *COMMON,
     HELP,
 )
 
+#: Formats whose clusters can be made larger: qemu-img proposes that for an image that is too large.
+_WITH_CLUSTER_SIZE = ("qcow2", "qed", "parallels")
 _U64 = 1 << 64
 _I64 = 1 << 63
 
@@ -64,21 +64,36 @@ def run(session: Session, argv: list[str]) -> int:
     try:
         parsed = read(session, "create", SWITCHES, argv, help_text)
         json = wants_json(session, "create", parsed)
-        format = parsed.last("format") or "raw"
+        batch = parsed.last("batch")
+        if batch is not None:
+            return _run_batch(session, parsed, batch)
+        format = parsed.last("format")
+        if format is None:
+            format = "raw"
         pairs = _pairs(session, parsed, json=json)
         if asks_help(pairs):
-            return _print_options(session, format, with_file=bool(parsed.words))
+            return _print_options(session, format, parsed.words[0] if parsed.words else None)
         path, size = _words(session, parsed)
     except Stop as stop:
         return stop.code
     from instar.host.create import create
+    from instar.host.request import read_size
 
     quiet = parsed.has("quiet")
     talk = session.as_qemu and not quiet and not json
+    unread: str | None = path
     try:
+        if session.as_qemu:
+            # qemu-img reads the size before it looks at what stands behind it.
+            unread = None
+            if size is not None:
+                _warn(size, session.generation)
+            number = read_size(size, session.generation)
+            _judge_rest(session, parsed)
+            unread = path
         result = create(
             path,
-            size,
+            number if session.as_qemu else size,
             format=format,
             options=pairs,
             backing=parsed.last("backing"),
@@ -89,10 +104,20 @@ def run(session: Session, argv: list[str]) -> int:
             as_qemu=session.as_qemu,
             announce=(lambda request: say(formatting_line(request))) if talk else None,
             progress=_progress(),
+            secrets=session.secrets,
+            warn=lambda size: _warn(size, session.generation),
         )
+    except Stop as stop:
+        return stop.code
     except InstarError as error:
-        return report(session, error, lambda e: _words_of(session, e, path, format, pairs), json=json)
+        return report(session, error, lambda e: _words_of(session, e, unread, format, pairs), json=json)
     session.explain()
+    for option, reason in result.warnings:
+        complain(
+            f"qemu-img: warning: Failed to set {option.replace('_', ' ')}: {reason}"
+            if session.as_qemu
+            else f"instar: warning: the file system did not take {option}: {reason}"
+        )
     if session.verbose and result.in_place:
         complain(f"instar: {printable(path)} was written in place: {result.in_place}")
     if json:
@@ -104,33 +129,62 @@ def run(session: Session, argv: list[str]) -> int:
     return 0
 
 
+def _run_batch(session: Session, parsed: Parsed, source: str) -> int:
+    """Make many images; each line says all of its own."""
+    others = [name for name in ("format", "options", "backing", "backing-format", "unsafe") if parsed.has(name)]
+    if parsed.words or others:
+        one = printable((parsed.words or others)[0])
+        complain(f"instar: with --batch each line names its own file and options; leave out {one}")
+        raise Stop(1)
+    from instar.cli.commands.batch import run_batch
+
+    return run_batch(session, source)
+
+
 def _pairs(session: Session, parsed: Parsed, *, json: bool) -> list[tuple[str, str | None]]:
-    """Read all ``-o`` lists; the first that is malformed ends the command, before anything else is looked at."""
-    pairs: list[tuple[str, str | None]] = []
-    for text in parsed.all("options"):
+    """Read all ``-o`` lists as one; the first that is malformed ends the command, before anything else is looked at."""
+    lists = parsed.all("options")
+    for text in lists:
         try:
-            pairs += split_list(text)
+            judge_list(text)
         except OptionError as error:
             code = report(session, error, lambda e: _words_of(session, e, None, "raw", []), json=json)
             raise Stop(code) from None
-    return pairs
+    return split_pairs(",".join(lists))
 
 
 def _words(session: Session, parsed: Parsed) -> tuple[str, str | None]:
     """Return FILE and SIZE."""
     words = parsed.words
-    if len(words) in (1, 2):
-        return words[0], words[1] if len(words) == 2 else None
+    if words and (len(words) <= 2 or session.as_qemu):
+        return words[0], words[1] if len(words) >= 2 else None
     if session.as_qemu:
-        from instar.cli.messages import hint
-
-        said = f"Unexpected argument: {printable(words[2])}" if words else "Expecting image file name"
-        complain(f"qemu-img: {said}\n{hint('create', as_qemu=True, generation=session.generation)}")
+        _complain_of_use(session, "Expecting image file name")
     elif words:
         complain(f"instar: create takes a file name and a size; '{printable(words[2])}' is one word too many")
     else:
         complain("instar: the file name is missing; see 'instar create --help'")
     raise Stop(1)
+
+
+def _judge_rest(session: Session, parsed: Parsed) -> None:
+    if len(parsed.words) > 2:
+        _complain_of_use(session, f"Unexpected argument: {printable(parsed.words[2])}")
+        raise Stop(1)
+
+
+def _complain_of_use(session: Session, said: str) -> None:
+    from instar.cli.messages import hint
+
+    complain(f"qemu-img: {said}\n{hint('create', as_qemu=True, generation=session.generation)}")
+
+
+def _warn(size: str, generation: tuple[int, int]) -> None:
+    from instar.core.units import warns_of_size
+
+    if warns_of_size(size, generation):
+        words = f"Using a multiplier suffix on hex numbers is deprecated: {printable(size)}"
+        complain(f"qemu-img: warning: {words}")
 
 
 def _words_of(
@@ -143,7 +197,7 @@ def _words_of(
         path=path,
         format=format,
         generation=session.generation,
-        has_cluster_size=format == "qcow2" and dict(pairs).get("cluster_size") != "0",
+        has_cluster_size=format in _WITH_CLUSTER_SIZE and dict(pairs).get("cluster_size") != "0",
     )
 
 
@@ -210,17 +264,20 @@ def result_object(result: CreateResult) -> dict[str, object]:
     }
 
 
-def _print_options(session: Session, format: str, *, with_file: bool) -> int:
-    """Print ``-o help``."""
-    from instar.host.request import FILE_OPTIONS, find_creatable, option_rows
+def _print_options(session: Session, format: str, path: str | None) -> int:
+    """Print ``-o help``; with a FILE also what files take."""
+    from instar.host.request import FILE_OPTIONS, find_creatable, option_rows, refuse_protocol
 
+    with_file = path is not None
     try:
         row = find_creatable(format, aliases=not session.as_qemu)
+        if path is not None:
+            refuse_protocol(path)
     except OptionError as error:
         return report(session, error, lambda e: _words_of(session, e, None, format, []), json=False)
     rows = [
         r
-        for r in option_rows(row.name, with_file=with_file or not session.as_qemu)
+        for r in option_rows(row.name, with_file=with_file or not session.as_qemu, as_qemu=session.as_qemu)
         if not (session.as_qemu and (r.extension or r.since > session.generation))
         # Without effect on these formats, and refused: not worth an offer.
         and not (not session.as_qemu and r in FILE_OPTIONS and r.name == "preallocation" and row.name != "raw")

@@ -7,16 +7,18 @@ from instar.cli.commands.shared import (
     ALLOW,
     COMMON,
     HELP,
+    OBJECT,
     OUTPUT,
     Stop,
-    known_format,
+    find_source,
+    judge_cache,
     one_image,
     read,
     report,
     switch_lines,
     wants_json,
 )
-from instar.cli.session import say
+from instar.cli.session import complain, say
 from instar.core.errors import InstarError
 
 TYPE_CHECKING = False
@@ -28,6 +30,7 @@ SWITCHES = (
     OUTPUT,
     Switch("backing-chain", "", "backing-chain", "", "go on with the backing file, and its backing file, and so on"),
     Switch("force-share", "U", "force-share", "", "look also at an image that another program has open for writing"),
+    OBJECT,
     ALLOW,
     *COMMON,
     HELP,
@@ -53,30 +56,34 @@ def run(session: Session, argv: list[str]) -> int:
     """Run the command and return its exit code."""
     try:
         parsed = read(session, "info", SWITCHES, argv, help_text)
-        json = wants_json(session, "info", parsed)
         path = one_image(session, "info", parsed)
+        json = wants_json(session, "info", parsed)
+        judge_cache(parsed, "")
+        if parsed.has("limits"):
+            complain("qemu-img: --limits is not supported by instar, which has no block layer")
+            return 1
     except Stop as stop:
         return stop.code
     from instar.host.info import info, info_chain
 
     try:
-        format = known_format(session, parsed.last("format"), path)
+        source = find_source(session, parsed, path)
         chain = parsed.has("backing-chain")
-        images = (
-            info_chain(
-                path, format=format, allow=session.allow, isolation=session.isolation, generation=session.generation
-            )
-            if chain
-            else [
-                info(
-                    path, format=format, allow=session.allow, isolation=session.isolation, generation=session.generation
-                )
-            ]
+        found = (info_chain if chain else info)(
+            source.path,
+            format=source.format,
+            allow=session.allow,
+            isolation=session.isolation,
+            generation=session.generation,
+            force_share=parsed.has("force-share"),
         )
+        images = found if isinstance(found, list) else [found]
+        if source.protocol:
+            images[0].seen_as_file()
     except InstarError as error:
         from instar.cli.messages import inspect_words
 
-        return report(session, error, lambda e: inspect_words(e, path), json=json)
+        return report(session, error, lambda e: inspect_words(e, path, session.generation), json=json)
     session.explain()
     if json:
         from instar.cli.json import dumps

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from instar.cli.argv import Parsed, Switch, UsageError, parse
 from instar.cli.session import complain, say
-from instar.core.errors import InstarError, SandboxError, printable
+from instar.core.errors import InstarError, OptionError, SandboxError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from instar.cli.session import Session
+    from instar.host.names import Source
 
 OUTPUT = Switch("output", "", "output", "FORMAT", "print for people (human) or for programs (json)")
 HELP = Switch("help", "h", "help", "", "print this help")
+
+OBJECT = Switch("object", "", "object", "DEF", "secret,id=NAME,file=FILE[,format=base64] defines a passphrase")
+#: Since this version of qemu-img ``--output`` and ``--repair`` are judged as they are read, in other words.
+_JUDGED_AT_ONCE = (10, 0)
+#: Cache modes that QEMU knows.
+_CACHES = ("none", "off", "writeback", "writethrough", "directsync", "unsafe")
 
 COMMON = (
     Switch("isolation", "", "isolation", "KIND", "auto, kvm, process or none", extension=True),
@@ -41,20 +48,14 @@ def read(
     Raises:
         Stop: they cannot be read, or help was asked for and printed.
     """
-    generation = session.generation
-    known = list(switches)
     if session.as_qemu:
-        known = [
-            Switch(s.name, s.short, s.long if s.since <= generation else "", s.metavar, s.help)
-            for s in switches
-            if not s.extension
-        ]
+        return _read_as_qemu(session, command, argv)
     try:
-        parsed = parse(known, argv, numbers_are_words=not session.as_qemu)
+        parsed = parse(switches, argv, numbers_are_words=True)
     except UsageError as error:
         from instar.cli.messages import usage_words
 
-        complain(usage_words(error, command, as_qemu=session.as_qemu, generation=generation))
+        complain(usage_words(error, command, as_qemu=False, generation=session.generation))
         raise Stop(1) from None
     if parsed.has("help"):
         say(help_text())
@@ -62,10 +63,77 @@ def read(
     try:
         for name, value in parsed.switches:
             session.set(name, value)
+            if name == "object":
+                define(session, value)
     except InstarError as error:
         complain(f"instar: {error}")
         raise Stop(error.exit_code) from None
     return parsed
+
+
+def _read_as_qemu(session: Session, command: str, argv: Sequence[str]) -> Parsed:
+    """Read a command's arguments as qemu-img: what can be judged by itself is judged as it is read."""
+    from instar.cli.dialect import switches
+    from instar.cli.messages import option_words, usage_words
+
+    def take(name: str, value: str) -> None:
+        if name == "help":
+            from instar.cli.dialect import help_text
+            from instar.cli.session import version_text
+
+            say(help_text(command, session.generation, version_text(session)))
+            raise Stop(0)
+        if name == "object":
+            define(session, value)
+        elif name == "options":
+            from instar.core.options import judge_list
+
+            judge_list(value)
+        elif name == "output" and session.generation >= _JUDGED_AT_ONCE:
+            judge_output(session, command, value)
+        elif name == "repair":
+            _judge_repair(session, command, value)
+
+    try:
+        return parse(switches(command, session.generation), argv, command=command, take=take)
+    except UsageError as error:
+        complain(usage_words(error, command, as_qemu=True, generation=session.generation))
+    except OptionError as error:
+        complain("qemu-img: " + option_words(error, format=None, generation=session.generation, has_cluster_size=False))
+    raise Stop(1)
+
+
+def define(session: Session, text: str) -> None:
+    """Take what ``--object`` defines.
+
+    Raises:
+        OptionError: it is nothing that can be defined. Stop: it asked for help.
+    """
+    from instar.host.objects import HelpWanted, define
+
+    try:
+        define(text, session.secrets, generation=session.generation)
+    except HelpWanted as wanted:
+        from instar.host.objects import describe
+
+        say(describe(wanted.kind))
+        raise Stop(0) from None
+
+
+def _judge_repair(session: Session, command: str, value: str) -> None:
+    from instar.cli.messages import hint
+
+    shown = printable(value)
+    if value in ("leaks", "all"):
+        complain("qemu-img: repairing images is not supported by instar")
+    elif session.generation < _JUDGED_AT_ONCE:
+        words = f"Unknown option value for -r (expecting 'leaks' or 'all'): {shown}"
+        complain(f"qemu-img: {words}\n{hint(command, as_qemu=True, generation=session.generation)}")
+    else:
+        comma = "," if session.generation >= (10, 1) else ""
+        words = f"--repair (-r) expects 'leaks' or 'all'{comma} not '{shown}'"
+        complain(f"qemu-img: {words}\n{hint(command, as_qemu=True, generation=session.generation)}")
+    raise Stop(1)
 
 
 def wants_json(session: Session, command: str, parsed: Parsed) -> bool:
@@ -75,14 +143,25 @@ def wants_json(session: Session, command: str, parsed: Parsed) -> bool:
         Stop: it asks for something else.
     """
     value = parsed.last("output")
-    if value in (None, "human", "json"):
-        return value == "json"
+    if value is not None:
+        judge_output(session, command, value)
+    return value == "json"
+
+
+def judge_output(session: Session, command: str, value: str) -> None:
+    """Judge what ``--output`` asks for.
+
+    Raises:
+        Stop: neither ``human`` nor ``json``.
+    """
+    if value in ("human", "json"):
+        return
     from instar.cli.messages import hint
 
-    shown = printable(str(value))
+    shown = printable(value)
     if not session.as_qemu:
         complain(f"instar: --output is human or json, not '{shown}'")
-    elif session.generation < (10, 0):
+    elif session.generation < _JUDGED_AT_ONCE:
         complain("qemu-img: --output must be used with human or json as argument.")
     else:
         comma = "," if session.generation >= (10, 1) else ""
@@ -107,24 +186,44 @@ def switch_lines(switches: Sequence[Switch]) -> str:
     return "\n".join(lines)
 
 
-def known_format(session: Session, name: str | None, path: str) -> str | None:
-    """Return a format's own name for what ``-f`` says.
+def judge_cache(parsed: Parsed, source: str) -> None:
+    """Judge the cache mode, which is of no effect here. ``source`` is what qemu-img calls it.
 
     Raises:
-        OptionError: ``unknown-driver``.
+        Stop: there is no such mode.
     """
-    if name is None:
-        return None
-    from instar.core.errors import OptionError
-    from instar.formats import find, readable
+    mode = parsed.last("cache")
+    if mode is not None and mode not in _CACHES:
+        complain(f"qemu-img: Invalid {source}cache option: {printable(mode)}")
+        raise Stop(1)
 
-    row = find(name, aliases=not session.as_qemu)
-    if row is None:
+
+def find_source(session: Session, parsed: Parsed, path: str) -> Source:
+    """Return the file that FILE stands for, and the format that the caller, or the name, says it has.
+
+    Raises:
+        OptionError: the name stands for nothing that can be opened, or there is no such format.
+    """
+    from instar.formats import find, readable
+    from instar.host.names import Source, source_of
+
+    if parsed.has("image-opts"):
+        from instar.host.sources import from_text
+
+        if parsed.has("format"):
+            raise OptionError("format-and-options", "--image-opts and --format are given both; give one")
+        return from_text(path)
+    name = parsed.last("format")
+    if name == "file" and session.as_qemu:
+        return Source(source_of(path).path, "raw", protocol=True)
+    row = None if name is None else find(name, aliases=not session.as_qemu)
+    if name is not None and row is None:
+        from instar.core.drivers import DRIVERS
+
         known = ", ".join(sorted(f.name for f in readable()))
-        raise OptionError(
-            "unknown-driver", f"there is no format '{name}'; instar reads {known}", format=name, path=path
-        )
-    return row.name
+        code = "driver-unsupported" if session.as_qemu and name in DRIVERS else "unknown-driver-name"
+        raise OptionError(code, f"there is no format '{name}'; instar reads {known}", driver=name, path=path)
+    return source_of(path, format=None if row is None else row.name, generation=session.generation)
 
 
 def one_image(session: Session, command: str, parsed: Parsed) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 from instar.core.errors import HostError, ImageError, InstarError, OptionError, printable
+from instar.host.names import strip_file_protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _EISDIR = 21
 _EFBIG = 27
 
 #: Errors found while reading the command line: no file name stands before them.
-WITHOUT_FILE = ("bad-option-list", "bad-image-size", "image-size-out-of-range")
+WITHOUT_FILE = ("bad-option-list", "bad-image-size", "image-size-out-of-range", "format-and-options")
 
 #: qemu-img's sentences by ``OptionError.code``, as templates over the error's values.
 QEMU: dict[str, str] = {
@@ -39,7 +40,46 @@ QEMU: dict[str, str] = {
     "bad-file-choice": "invalid parameter value: {value}",
     "unknown-option": "Invalid parameter '{key}'",
     "unknown-format": "Unknown file format '{format}'",
-    "unknown-driver": "Could not open '{path}': Unknown driver '{format}'",
+    "unknown-driver-name": "Unknown driver '{driver}'",
+    "driver-unsupported": "Driver '{driver}' is not supported by instar, which opens plain files only",
+    "driver-missing": "Must specify either driver or file",
+    "driver-option": "Block format '{driver}' does not support the option '{key}'",
+    "file-missing": 'A block device must be specified for "file"',
+    "file-name-missing": "The 'file' block driver requires a file name",
+    "file-option": "Block protocol 'file' doesn't support the option '{key}'",
+    "format-and-options": "--image-opts and --format are mutually exclusive",
+    "no-node": "Cannot find device='{name}' nor node-name='{name}'",
+    "bad-json-options": "Could not parse the JSON options: {value}",
+    "json-no-object": "Invalid JSON object given",
+    "protocol-not-creatable": "Protocol driver '{protocol}' does not support image creation",
+    "companion-same-file": 'Failed to get shared "resize" lock\nIs another process using the image [{path}]?',
+    "protocol-unsupported": "Protocol driver '{protocol}' is not supported by instar, which opens plain files only",
+    "keyval-key": "Invalid parameter '{key}'",
+    "keyval-value": "Expected '=' after parameter '{key}'",
+    "keyval-long": "Parameter '{key}' is too long",
+    "keyval-inconsistent": "Parameters '{key}.*' used inconsistently",
+    "bad-json": "{value}",
+    "bad-integer": "Parameter '{qapi}' expects integer",
+    "member-missing": "Parameter '{key}' is missing",
+    "member-type": "Invalid parameter type for '{key}', expected: {expected}",
+    "member-unexpected": "Parameter '{key}' is unexpected",
+    "members-unexpected": "Parameters '{key}.*' are unexpected",
+    "member-read-only": "Property 'secret.{key}' is not writable",
+    "bad-identifier": (
+        "Parameter 'id' expects an identifier\n"
+        "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."
+    ),
+    "object-unavailable": "invalid object type: {kind}",
+    "object-unsupported": "objects of type '{kind}' are not supported by instar, only secrets are",
+    "object-twice": "attempt to add duplicate property '{id}' to object (type 'container')",
+    "secret-twice": "'file' and 'data' are mutually exclusive",
+    "secret-empty": "Either 'file' or 'data' must be provided",
+    "secret-file": "Unable to read {path}: Failed to open file “{path}”: {reason}",
+    "secret-file-read": "Unable to read {path}: Error reading file “{path}”: {reason}",
+    "secret-keyid": "Secrets encrypted with another one (keyid) are not supported by instar",
+    "secret-not-utf8": "Data from secret {id} is not valid UTF-8",
+    "bad-base64": "Base64 data contains invalid characters",
+    "no-secret": "No secret with id '{id}'",
     "format-not-creatable": "Format driver '{format}' does not support image creation",
     "unknown-protocol": "Unknown protocol '{protocol}'",
     "size-twice": "The image size must be specified only once",
@@ -49,10 +89,10 @@ QEMU: dict[str, str] = {
     "backing-empty": "Expected backing file name, got empty string",
     "backing-format-missing": "Backing file specified without backing format",
     "unknown-backing-format": "Unknown driver '{format}'\nCould not open backing image.",
-    "backing-protocol": "Unknown protocol '{protocol}'\nCould not open backing image.",
     "size-missing": "Image creation needs a size parameter",
     "image-size-out-of-range": "Invalid image size specified. Must be between 0 and 9223372036854775807.",
     "image-too-large": "The image size is too large for file format '{format}'",
+    "secret-missing": "Parameter '{key}' is required for cipher",
     "unsupported-preallocation": "Unsupported preallocation mode: {value}",
     "extent-size-hint-too-large": "Extent size hint is too large",
 }
@@ -78,10 +118,7 @@ def _fill(template: str, values: Mapping[str, object]) -> str:
 
 def option_words(error: OptionError, *, format: str | None, generation: tuple[int, int], has_cluster_size: bool) -> str:
     """Return qemu-img's sentence for a fault in the caller's words."""
-    negative = str(error.values.get("value")).lstrip().startswith("-")
-    if error.code == "bad-image-size" or (
-        error.code == "image-size-out-of-range" and negative and generation < (10, 0)
-    ):
+    if error.code == "bad-image-size":
         if generation < (10, 0):
             return (
                 "Invalid image size specified. You may use k, M, G, T, P or E suffixes for\n"
@@ -89,12 +126,6 @@ def option_words(error: OptionError, *, format: str | None, generation: tuple[in
             )
         stop = "." if generation < (10, 1) else ""
         return f"Invalid image size specified: '{printable(str(error.values['value']))}'{stop}"
-    if (
-        error.code == "size-out-of-range"
-        and generation < (10, 0)
-        and str(error.values["value"]).lstrip().startswith("-")
-    ):
-        return _fill(QEMU["bad-size"], error.values)
     template = _table(format, "QEMU").get(error.code) or QEMU.get(error.code)
     words = error.sentence() if template is None else _fill(template, error.values)
     if error.code == "image-too-large" and has_cluster_size:
@@ -108,15 +139,30 @@ def open_words(error: InstarError, path: str) -> str:
     """Return qemu-img's sentence for an image that cannot be opened, without what stands before it."""
     shown = printable(path)
     if isinstance(error, HostError):
+        if error.lock is not None:
+            return lock_words(error)
         if error.errno == _EISDIR:
             return f"'file' driver requires '{shown}' to be a regular file"
         return f"Could not open '{shown}': {error.strerror}"
     if isinstance(error, ImageError):
         table = _table(error.format, "QEMU_OPEN")
         template = table.get((error.kind, error.field))
-        values = {"value": error.value, "limit": error.limit, "path": path, "detail": error.detail}
+        number = "" if error.value is None else f"{error.value:x}"
+        values = {"value": error.value, "hex": number, "limit": error.limit, "path": path, "detail": error.detail}
+        # A version in two halves of a 32-bit number.
+        values["high"], values["low"] = divmod(error.value or 0, 1 << 16)
+        # A name out of the image, as the detail quotes it.
+        values["quoted"] = [*error.detail.split("'"), ""][1]
         return _fill(template, values) if template else printable(error.detail)
     return error.sentence()
+
+
+def lock_words(error: HostError) -> str:
+    """Return qemu-img's sentence for an image that another program is using."""
+    if str(error.lock).startswith("byte"):
+        return f"Failed to lock {error.lock}"
+    plain = printable(strip_file_protocol(error.path))
+    return f"Failed to get {error.lock} lock\nIs another process using the image [{plain}]?"
 
 
 def create_words(
@@ -127,7 +173,10 @@ def create_words(
     if isinstance(error, OptionError):
         if error.code in WITHOUT_FILE:
             before = "qemu-img: "
-        return before + option_words(error, format=format, generation=generation, has_cluster_size=has_cluster_size)
+        words = option_words(error, format=format, generation=generation, has_cluster_size=has_cluster_size)
+        return before + words + ("\nCould not open backing image." if error.role == "backing" else "")
+    if isinstance(error, HostError) and error.lock is not None:
+        return before + lock_words(error)
     if error.role == "backing":
         name = str(getattr(error, "path", None) or "")
         return before + open_words(error, name) + "\nCould not open backing image."
@@ -137,21 +186,24 @@ def create_words(
             return f"{before}The image size is too large for file format '{format}'{tail}"
         if error.action.startswith("give"):
             return f"{before}Could not resize file: {error.strerror}"
-        return f"{before}Could not create '{printable(path or '')}': {error.strerror}"
+        shown = str(getattr(error, "path", None) or "") if error.role == "companion" else path or ""
+        done = "open" if error.action.startswith("open") else "create"  # a file that is kept must be there
+        return f"{before}Could not {done} '{printable(shown.removeprefix('file:'))}': {error.strerror}"
     return before + error.sentence()
 
 
-def inspect_words(error: InstarError, path: str) -> str:
+def inspect_words(error: InstarError, path: str, generation: tuple[int, int]) -> str:
     """Return what qemu-img prints when ``info`` or ``check`` cannot open an image."""
-    shown = printable(str(getattr(error, "path", None) or path))
+    shown = printable(str(getattr(error, "image", None) or path))
     if isinstance(error, ImageError) and error.structure == "backing chain" and error.kind == "corrupt":
         return f"qemu-img: Backing file '{shown}' creates an infinite loop."
     if isinstance(error, ImageError) and error.kind == "not-found" and error.name is not None:
         name = printable(error.name)
         return f"qemu-img: Could not open '{name}': Could not open '{name}': No such file or directory"
     if isinstance(error, OptionError):
-        return "qemu-img: " + option_words(error, format=None, generation=(11, 1), has_cluster_size=False)
-    return f"qemu-img: Could not open '{shown}': {open_words(error, shown)}"
+        words = option_words(error, format=None, generation=generation, has_cluster_size=False)
+        return f"qemu-img: {words}" if error.code in WITHOUT_FILE else f"qemu-img: Could not open '{shown}': {words}"
+    return f"qemu-img: Could not open '{shown}': {open_words(error, str(getattr(error, 'path', None) or path))}"
 
 
 def finding_words(finding: Finding, format: str) -> str | None:
@@ -164,6 +216,7 @@ def usage_words(error: UsageError, command: str, *, as_qemu: bool, generation: t
     """Return what is printed for arguments that cannot be read, with the hint where help is."""
     option = printable(error.option)
     if as_qemu and generation < (10, 0):
+        option = printable(error.word)
         words = {
             "unknown": f"qemu-img: unrecognized option '{option}'",
             "missing": f"qemu-img: missing argument for option '{option}'",
@@ -181,7 +234,7 @@ def usage_words(error: UsageError, command: str, *, as_qemu: bool, generation: t
         return f"instar: {words}; see 'instar {command} --help'"
     letter = option.lstrip("-")
     words = {
-        "unknown": f"unrecognized option '{option}'" if error.long else f"invalid option -- '{letter}'",
+        "unknown": f"unrecognized option '{printable(error.word)}'" if error.long else f"invalid option -- '{letter}'",
         "missing": f"option '{option}' requires an argument"
         if error.long
         else f"option requires an argument -- '{letter}'",
