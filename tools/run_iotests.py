@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Run QEMU's own tests of images with instar in the place of qemu-img.
 
-    tools/run_iotests.py                      all formats
-    tools/run_iotests.py -f qcow2 001 020     some tests of one format
-    tools/run_iotests.py --again              find out anew which tests there are to run
+    ./dev iotests                      all formats
+    ./dev iotests -f qcow2 001 020     some tests of one format
+    ./dev iotests --again              find out anew which tests there are to run
 
 QEMU's sources (tests/qemu-iotests) come from Debian's archive into the cache,
 not into this tree. A test counts if it calls qemu-img for nothing but create,
@@ -27,7 +27,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fetch_qemu import APT_CONFIG, KEYRING, FetchError, archives, cache_folder, run, version_of
+from tools.fetch_qemu import APT_CONFIG, KEYRING, FetchError, archives, cache_folder, run, version_of
 
 VERSION = "7.2"
 SUITES = ("bookworm", "bookworm-security")

@@ -53,7 +53,7 @@ class World:
         self._before = self._look()
 
     def _look(self) -> dict[str, tuple[int, ...]]:
-        found = {}
+        found: dict[str, tuple[int, ...]] = {}
         todo = [""]
         while todo:
             below = todo.pop()
@@ -94,7 +94,7 @@ class World:
         """Run a line through a real qemu-img."""
 
         def once(words: Sequence[str]) -> tuple[int, str, str]:
-            data = [program, *(word.encode("utf-8", "surrogateescape") for word in words)]
+            data: list[str | bytes] = [program, *(word.encode("utf-8", "surrogateescape") for word in words)]
             how: dict[str, Any] = {"cwd": self.folder, "capture_output": True, "stdin": subprocess.DEVNULL}
             done = subprocess.run(data, timeout=60, check=False, **how)
             out, err = (text.decode("utf-8", "surrogateescape") for text in (done.stdout, done.stderr))
@@ -197,12 +197,12 @@ def digest(path: Path) -> str:
                 position = os.lseek(fd, position, os.SEEK_DATA) // _BLOCK * _BLOCK
             except OSError:
                 break
-            data = bytearray(os.pread(fd, _BLOCK, position))
+            block = bytearray(os.pread(fd, _BLOCK, position))
             for low, high in holes:
                 if low < position + _BLOCK and high > position:
-                    data[max(0, low - position) : high - position] = bytes(high - max(low, position))
-            if data != _ZEROS[: len(data)]:
-                sums.update(position.to_bytes(8, "big") + data.rstrip(b"\0"))
+                    block[max(0, low - position) : high - position] = bytes(high - max(low, position))
+            if block != _ZEROS[: len(block)]:
+                sums.update(position.to_bytes(8, "big") + block.rstrip(b"\0"))
             position += _BLOCK
         return sums.hexdigest()[:12]
 

@@ -1,0 +1,359 @@
+"""``python -m fuzz.differ N [--seed S] [--jobs J]``: random creations and uses, through instar and the real qemu-img.
+
+Law: a case is a number. Both programs make its image, qemu-io and qemu-img do the same to both, and then each program
+describes and checks each image: whatever is not the same, and not listed in ``tests/compat/differences``, is a finding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tests.cli.dialect.differences import comparable, expected
+from tests.cli.dialect.world import call, plain
+from tests.compat.differences import ignored, knowingly_refused, same_descriptor
+from tests.compat.versions import VERSIONS, real
+from tests.support import same_bytes
+
+from instar.formats import creatable, find
+from instar.host.request import option_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from instar.core.options import Option
+
+KiB, MiB, GiB, TiB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+#: Above this no data is written, and contents are not compared.
+_MOST_USED = 8 * GiB
+#: Above this no space is reserved or tables filled in advance; some formats fill tables without being asked.
+_MOST_BY_OPTION = dict.fromkeys(
+    (
+        *(("preallocation", mode) for mode in ("metadata", "falloc", "full")),
+        ("static", "on"),
+        *(("subformat", kind) for kind in ("fixed", "monolithicFlat", "twoGbMaxExtentFlat")),
+    ),
+    64 * MiB,
+)
+_MOST = 1 << 62
+_MOST_BY_FORMAT = {"vmdk": 2 * TiB}
+_SIZES = (0, 1, 511, 512, 513, 64 * KiB, MiB, 10 * MiB + 512, 64 * MiB, 100 * MiB - 1, GiB, 2 * GiB, 4 * GiB, 2 * TiB)
+_SIZE_WORDS = ("1.5M", "3k", "2049b", "0x100000", "-1", "1x", "9E", "", "12M ", "1e3")
+#: Options whose values are made elsewhere, or that need a secret (which costs qemu-img seconds).
+_ELSEWHERE = ("size", "backing_file", "backing_fmt", "key-secret", "encryption", "data_file", "detached-header")
+_BASES = ("raw", "qcow2", "vmdk", "qed", "qcow")
+_TIMEOUT = 60
+CID = re.compile(rb"\nCID=[0-9a-f]{1,8}\n")
+
+
+class Case(NamedTuple):
+    """What is done: ``version`` of qemu-img, arguments of its create, and what is done afterwards."""
+
+    version: tuple[int, int]
+    format: str
+    options: tuple[tuple[str, str], ...]
+    size: str
+    backing: tuple[str, ...] = ()
+    uses: tuple[tuple[str, ...], ...] = ()
+
+    def words(self) -> list[str]:
+        """Return the arguments of ``create``."""
+        options = [word for key, value in self.options for word in ("-o", f"{key}={value}")]
+        return ["create", "-f", self.format, *options, *self.backing, "t", *([self.size] if self.size else [])]
+
+    def lines(self) -> str:
+        """Return the case as commands to type."""
+        program = f"qemu-img # {self.version[0]}.{self.version[1]}"
+        told = [f"{program} {shlex.join(self.words())}"]
+        told += [shlex.join(use) for use in self.uses]
+        return "\n".join(told)
+
+
+class Difference(Exception):
+    """The two programs do not agree."""
+
+
+def make_case(seed: int, number: int) -> Case:
+    """Return a case by its number."""
+    chance = random.Random(f"{seed} {number}")
+    version = chance.choice(VERSIONS)
+    names = [row.name for row in creatable() if row.qemu_creatable and row.name != "luks"]
+    format = chance.choice(names)
+    rows = [r for r in option_rows(format) if not r.extension and r.since <= version and not _is_elsewhere(r)]
+    options = tuple((row.name, _value(chance, row)) for row in rows if chance.random() < 0.25)
+    if format == "qcow2" and chance.random() < 0.05:
+        options += (("data_file", "d.raw"),)
+    most = min(_MOST_BY_FORMAT.get(format, _MOST), *(_MOST_BY_OPTION.get(option, _MOST) for option in options), _MOST)
+    size = _size(chance, most)
+    backing: tuple[str, ...] = ()
+    if find(format).backing is not None and chance.random() < 0.25:  # type: ignore[union-attr]
+        base = chance.choice(_BASES)
+        backing = ("-b", f"base.{base}", *(("-F", base) if chance.random() < 0.8 else ()))
+        if chance.random() < 0.5:
+            size = ""
+    uses = tuple(_uses(chance, format)) if chance.random() < 0.7 else ()
+    return Case(version, format, options, size, backing, uses)
+
+
+def _is_elsewhere(row: Option) -> bool:
+    return row.name in _ELSEWHERE or row.name.startswith("encrypt.")
+
+
+def _size(chance: random.Random, most: int) -> str:
+    kind = chance.random()
+    if kind < 0.05:
+        return chance.choice(_SIZE_WORDS)
+    if kind < 0.5:
+        return str(min(chance.choice(_SIZES), most))
+    if kind < 0.6:
+        return str(min(1 << chance.randrange(63), most) + chance.choice((-512, -1, 0, 1, 512)))
+    return str(chance.randrange(min(most, 256 * MiB)))
+
+
+def _value(chance: random.Random, row: Option) -> str:
+    if chance.random() < 0.04:
+        return chance.choice(("", "foo", "-1", "0", "99999999999999999999", "1.5", "on"))
+    if row.type == "bool":
+        return chance.choice(("on", "off"))
+    if row.choices:
+        return chance.choice((*row.choices, *row.aliases))
+    if row.type == "size":
+        return str(chance.choice((1, 1, 1, 3)) * (1 << chance.randrange(8, 27)))
+    if row.type == "num":
+        return str(chance.choice((1 << chance.randrange(8), chance.randrange(100))))
+    return chance.choice(("4", "undefined", "7", "x y", "2147483647"))
+
+
+def _uses(chance: random.Random, format: str) -> Iterator[tuple[str, ...]]:
+    """Yield what is done to an image: ``qemu-io`` with several commands, or ``qemu-img``."""
+    for _ in range(chance.choice((1, 1, 2, 3))):
+        commands: list[str] = []
+        for _ in range(chance.randrange(1, 6)):
+            at = 512 * chance.choice((0, 1, chance.randrange(64), chance.randrange(1 << 14), chance.randrange(1 << 21)))
+            length = 512 * chance.choice((1, 2, 8, 127, 128, 129, 256, chance.randrange(1, 1024)))
+            pattern = chance.randrange(1, 256)
+            commands.append(
+                chance.choice(
+                    (
+                        f"write -P {pattern} {at} {length}",
+                        f"write -P {pattern} {at} {length}",
+                        f"write -z {at} {length}",
+                        f"write -z -u {at} {length}",
+                        f"discard {at} {length}",
+                        f"write -c -P {pattern} {at // 65536 * 65536} 65536",
+                    )
+                )
+            )
+        yield ("qemu-io", *(word for command in commands for word in ("-c", command)))
+        if format == "qcow2" and chance.random() < 0.3:
+            name = f"s{chance.randrange(3)}"
+            yield chance.choice(
+                (
+                    ("qemu-img", "snapshot", "-c", name, "t"),
+                    ("qemu-img", "snapshot", "-d", name, "t"),
+                    ("qemu-img", "snapshot", "-a", name, "t"),
+                    ("qemu-img", "bitmap", "-f", "qcow2", "--add", "t", name),
+                    ("qemu-img", "bitmap", "-f", "qcow2", "--disable", "t", name),
+                    ("qemu-img", "amend", "-f", "qcow2", "-o", f"lazy_refcounts={chance.choice(('on', 'off'))}", "t"),
+                    ("qemu-img", "amend", "-f", "qcow2", "-o", f"compat={chance.choice(('v2', 'v3'))}", "t"),
+                )
+            )
+        if chance.random() < 0.2:
+            yield ("qemu-img", "resize", "-q", "-f", format, "t", f"+{chance.choice((512, 65536, MiB))}")
+
+
+def play(case: Case, folder: Path) -> bool:
+    """Play a case in an empty folder; tell whether there was an image to compare.
+
+    Raises:
+        Difference: what differs.
+    """
+    ours, theirs = folder / "ours", folder / "theirs"
+    for place in (ours, theirs):
+        place.mkdir()
+    if case.backing:
+        base = case.backing[1]
+        _must("qemu-img", "create", "-q", "-f", base.partition(".")[2], str(theirs / base), "32M")
+        shutil.copy2(theirs / base, ours / base)
+    program = real(case.version)
+    if case.size.isdigit() and knowingly_refused(case.format, dict(case.options), int(case.size)):
+        return False
+    said = call(case.words(), case.version, ours), _run([program, *case.words()], theirs)
+    ours_said, theirs_said = ({"code": a[0], "out": plain(a[1]), "err": plain(a[2])} for a in said)
+    wanted = expected(shlex.join(case.words()), case.version, theirs_said)
+    _same("create", comparable(ours_said), comparable(wanted))
+    if said[1][0] or not (theirs / "t").exists():
+        return False
+    names = sorted(path.name for path in theirs.iterdir())
+    if sorted(path.name for path in ours.iterdir()) != names:
+        raise Difference(f"files: ours {sorted(os.listdir(ours))}, theirs {names}")
+    for name in names:
+        if (ours / name).stat().st_size != (theirs / name).stat().st_size:
+            raise Difference(f"length of {name}: {(ours / name).stat().st_size}, {(theirs / name).stat().st_size}")
+        if not _may_differ(case):
+            _same_bytes(case, ours / name, theirs / name)
+    size = _describe(case, program, ours, theirs)
+    if size <= _MOST_USED:
+        for use in case.uses:
+            words = [use[0], *(["-f", case.format] if use[0] == "qemu-io" else []), *use[1:]]
+            words += ["t"] if use[0] == "qemu-io" else []
+            _same(shlex.join(words), *(_run(words, place) for place in (ours, theirs)))
+        if case.uses:
+            _describe(case, program, ours, theirs)
+        done = _run(["qemu-img", "compare", "-f", case.format, "-F", case.format, "ours/t", "theirs/t"], folder)
+        if done[0] and "identical" not in done[1] and not _may_differ(case):
+            raise Difference(f"contents: {done[1]}{done[2]}")
+    return True
+
+
+def _same_bytes(case: Case, ours: Path, theirs: Path) -> None:
+    """Compare two files but for what is random or dated."""
+    try:
+        with theirs.open("rb") as file:
+            head = file.read(4)
+        if head == b"KDMV":
+            same_bytes(ours, theirs, ignore=same_descriptor(ours, theirs))
+        elif head == b"# Di":
+            left, right = (CID.sub(b"", path.read_bytes()) for path in (ours, theirs))
+            _same(ours.name, left, right)
+        else:
+            same_bytes(ours, theirs, ignore=ignored(case.format, theirs) if theirs.name == "t" else ())
+    except AssertionError as error:
+        raise Difference(f"bytes of {ours.name}: {error}") from None
+
+
+def _may_differ(case: Case) -> bool:
+    """Tell whether qemu-img may leave its former refcount table in the guest's disk, as ours never does (quirks.md)."""
+    return case.format == "qcow2" and dict(case.options).get("preallocation", "off") != "off"
+
+
+def _describe(case: Case, program: str, ours: Path, theirs: Path) -> int:
+    """Have both programs describe and check both images; return the size of the disk."""
+    told = []
+    size = 0
+    for place in (ours, theirs):
+        for words in (["info", "--output=json", "-f", case.format, "t"], ["check", "-f", case.format, "t"]):
+            own, real_ = call(words, case.version, place), _run([program, *words], place)
+            _same(f"{words[0]} of {place.name}", own, real_)
+            told.append(_plain(real_))
+            if words[0] == "info" and not real_[0]:
+                size = json.loads(real_[1])["virtual-size"]
+    if not _may_differ(case):
+        _same("what qemu-img says of both", (told[0], told[1]), (told[2], told[3]))
+    return size
+
+
+def _plain(answer: tuple[int, str, str]) -> tuple[int, str, str]:
+    return answer[0], plain(answer[1]), plain(answer[2])
+
+
+def _same(what: str, ours: object, theirs: object) -> None:
+    if ours != theirs:
+        raise Difference(f"{what}:\n  ours   {ours}\n  theirs {theirs}")
+
+
+def _run(words: list[str], folder: Path) -> tuple[int, str, str]:
+    done = subprocess.run(
+        words, cwd=folder, capture_output=True, text=True, errors="surrogateescape", timeout=_TIMEOUT, check=False
+    )
+    out = done.stdout
+    if words[0] == "qemu-io":  # what else it prints is how long it took
+        out = "\n".join(line for line in out.split("\n") if " ops" not in line)
+    return done.returncode, out, done.stderr
+
+
+def _must(*words: str) -> None:
+    subprocess.run(words, check=True, capture_output=True)
+
+
+def difference_of(case: Case) -> str | None:
+    """Play a case; return what differs, ``None`` if nothing does."""
+    with tempfile.TemporaryDirectory(prefix="instar-differ") as folder:
+        try:
+            play(case, Path(folder))
+        except Difference as found:
+            return str(found)
+        except subprocess.TimeoutExpired as error:
+            return f"timeout: {error.cmd}"
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    return None
+
+
+def minimised(case: Case) -> Case:
+    """Return a smaller case that still shows a difference."""
+    smaller = True
+    while smaller:
+        smaller = False
+        for candidate in _smaller(case):
+            if difference_of(candidate) is not None:
+                case, smaller = candidate, True
+                break
+    return case
+
+
+def _smaller(case: Case) -> Iterator[Case]:
+    for index in range(len(case.uses)):
+        yield case._replace(uses=case.uses[:index] + case.uses[index + 1 :])
+    for index in range(len(case.options)):
+        yield case._replace(options=case.options[:index] + case.options[index + 1 :])
+    if case.backing:
+        yield case._replace(backing=(), size=case.size or "1M")
+    for index, use in enumerate(case.uses):
+        for at in range(1, len(use), 2) if use[0] == "qemu-io" and len(use) > 3 else ():
+            yield case._replace(uses=(*case.uses[:index], use[:at] + use[at + 2 :], *case.uses[index + 1 :]))
+
+
+def _play_some(work: tuple[int, int, int]) -> list[tuple[int, str, str]]:
+    seed, first, last = work
+    found = []
+    for number in range(first, last):
+        case = make_case(seed, number)
+        if difference_of(case) is not None:
+            case = minimised(case)
+            found.append((number, case.lines(), difference_of(case) or "gone when played again"))
+    return found
+
+
+def main() -> int:
+    """Play cases; 1 if there was a finding."""
+    parser = argparse.ArgumentParser(prog="fuzz-diff")
+    parser.add_argument("count", type=int)
+    parser.add_argument("--seed", type=int, default=time.time_ns() % (1 << 31))
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    if not VERSIONS or not shutil.which("qemu-io"):
+        print("there is no qemu-img to compare with", file=sys.stderr)
+        return 2
+    end = arguments.first + arguments.count
+    step = 25
+    work = [(arguments.seed, first, min(first + step, end)) for first in range(arguments.first, end, step)]
+    findings = 0
+    started = time.monotonic()
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        for part in pool.map(_play_some, work):
+            for number, lines, text in part:
+                findings += 1
+                print(f"case {number} of seed {arguments.seed}:\n{lines}\n{text}\n", flush=True)
+    print(
+        f"{arguments.count} cases from {arguments.first} of seed {arguments.seed}, {findings} differences,"
+        f" {time.monotonic() - started:.0f} s"
+    )
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
