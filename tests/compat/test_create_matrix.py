@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.compat.cases import Case, cases
+from tests.compat.cases import Case, ordinary_cases
 from tests.compat.differences import ignored, normalised, same_descriptor, without_allocation
 from tests.compat.versions import VERSIONS, real
 from tests.support import extents, needs_qemu_img, qemu_img, run, same_bytes
@@ -67,7 +67,7 @@ def data_ranges(path: Path) -> tuple[tuple[int, int], ...]:
     return tuple((row["offset"], row["offset"] + row["length"]) for row in rows if row["data"] and "offset" in row)
 
 
-@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", ordinary_cases(), ids=lambda case: case.name)
 def test_image_is_that_of_qemu_img(case: Case, tmp_path: Path) -> None:
     """Bytes, allocation, and what qemu-img and instar say of both images."""
     ours, theirs = make_both(case, tmp_path)

@@ -132,15 +132,18 @@ def broken(data: bytes, format: str) -> Iterator[bytes]:
     One at a time: each cell copies what memory this process has in use.
     """
     dice = random.Random(7)
-    ends = [0, 1, 4, 64, 104, 512, 1024, 65536, 65600, 131072, len(data) - 512, len(data) - 1]
+    words, others = (12, 8) if os.environ.get("INSTAR_ALL_CASES") else (5, 2)
+    ends = [0, 104, 512, 65600, len(data) - 512]
+    if os.environ.get("INSTAR_ALL_CASES"):
+        ends += [1, 4, 64, 1024, 65536, 131072, len(data) - 1]
     yield from (data[:end] for end in ends if end < len(data))
     heads = {"qcow2": 112, "vmdk": 80, "vpc": 1600, "vhdx": 1 << 18}
     order = ">" if format in ("qcow2", "vpc") else "<"
-    for _ in range(12):
+    for _ in range(words):
         at = dice.randrange(0, min(heads[format], len(data)) - 8, 4)
         word = struct.pack(order + "Q", dice.choice((0, 1, 1 << 63, (1 << 64) - 1, dice.getrandbits(64))))
         yield data[:at] + word + data[at + 8 :]
-    for _ in range(8):
+    for _ in range(others):
         at = dice.randrange(len(data) - 8)
         yield data[:at] + dice.randbytes(8) + data[at + 8 :]
 
@@ -158,7 +161,7 @@ def test_hostile_images_have_the_same_verdict(format: str, tmp_path: Path) -> No
         ours, theirs = (outcomes(bad, format, kind, tmp_path / "top") for kind in KINDS)
         assert ours == theirs
         verdicts.add(tuple(ours))
-    assert len(verdicts) > 8, "hardly any of them was seen as broken"
+    assert len(verdicts) > 4, "hardly any of them was seen as broken"
 
 
 #: What the system refuses while a cell writes: where, what to make, and what is said.

@@ -42,6 +42,6 @@ def from_windows(name: bytes) -> bytes:
     >>> from_windows(rb".\dir\p.vhd"), from_windows(rb"\imgs\p.vhd"), from_windows(rb"C:\p.vhd")
     (b'./dir/p.vhd', b'/imgs/p.vhd', b'C:\\p.vhd')
     """
-    if name.startswith(b"\\\\") or name[1:2] == b":":
+    if name.startswith(b"\\\\") or (name[:1].isalpha() and name[1:2] == b":"):
         return name
     return name.replace(b"\\", b"/")
