@@ -20,6 +20,8 @@ QEMU = "qemu-img"
 BARE = (sys.executable, "-c", "pass")
 OURS = (sys.executable, ROOT / "scripts" / "instar")
 IN_PROCESS = ("--isolation=process",)
+#: Images of a batch.
+_MANY = 1000
 PROCESS = instar.Isolation("process")
 
 
@@ -38,6 +40,24 @@ def _library(folder: Path) -> list[Way]:
     return [
         Way("instar.create()", call=lambda: instar.create(ours, "1G", format="qcow2")),
         Way("instar.create(), process", call=lambda: instar.create(ours, "1G", format="qcow2", isolation=PROCESS)),
+        Way("qemu-img create", (QEMU, "create", "-q", "-f", "qcow2", folder / "theirs.qcow2", "1G")),
+    ]
+
+
+def _batch(folder: Path) -> list[Way]:
+    """Return ways to make many images; each tells the time of one."""
+
+    def many(isolation: instar.Isolation) -> float:
+        for old in folder.glob("ours*"):
+            old.unlink()
+        jobs = ({"filename": f"{folder}/ours{n}", "size": "1G", "format": "qcow2"} for n in range(_MANY))
+        start = time.perf_counter()
+        assert all(isinstance(made, instar.CreateResult) for made in instar.create_many(jobs, isolation=isolation))
+        return (time.perf_counter() - start) / _MANY
+
+    return [
+        Way("create_many()", clock=lambda: many(instar.Isolation())),
+        Way("create_many(), process", clock=lambda: many(PROCESS)),
         Way("qemu-img create", (QEMU, "create", "-q", "-f", "qcow2", folder / "theirs.qcow2", "1G")),
     ]
 
@@ -145,6 +165,7 @@ CASES = (
     Case("small", "read 4 GiB in pieces of 1 MiB, in a cell and outside", 5, partial(_bulk, piece=1 << 20)),
     Case("library", "create qcow2 1 GiB: library call against a process", 41, _library),
     Case("advance", "create qcow2 1 GiB: library call every 50 ms", 41, _advance),
+    Case("batch", "create qcow2 1 GiB, one of a thousand", 11, _batch),
     Case("command", "create qcow2 1 GiB: command line", 41, _command),
     Case("info", "info, qcow2 of 1 TiB with 100 snapshots", 21, _info),
     Case("metadata", "create qcow2 1 TiB, preallocation=metadata", 5, _metadata),
