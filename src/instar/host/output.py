@@ -3,7 +3,8 @@
 Law: the target is not touched before ``begin``, and then only where it must be written in place. A new file has
 no name until it is complete (``O_TMPFILE``), so that not even SIGKILL leaves a trace; an existing one is replaced
 by rename, with its mode, owner and extended attributes kept. Only where a rename cannot work is a target written
-in place, and ``in_place`` says why. (Other hard links to a target that is replaced keep the old image.)
+in place, and ``in_place`` says why. (Other hard links to a target that is replaced keep the old image.) SIGKILL just
+before that rename can leave the new image, complete, as ``.NAME.….instar``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from instar.sandbox.posix import above_stdio, hold_signals, let_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Self
 
 _FOLDER_HINT = "create the folder first"
@@ -102,7 +104,12 @@ class Output:
     def _open_folder(self) -> None:
         if not self.path:
             raise FileNotFoundError(errno.ENOENT, "")
-        # A symbolic link is followed, as qemu-img does: the file it names is made or replaced, the link stays.
+        # A symbolic link is followed, as qemu-img does: the file it names is made or replaced, the link stays. By the
+        # kernel first, which does not follow everybody's links in folders like /tmp (fs.protected_symlinks).
+        try:
+            os.stat(self.path)
+        except FileNotFoundError:
+            pass
         folder, self._base = os.path.split(os.path.realpath(self.path))
         if not self._base or self.path.endswith("/"):
             raise IsADirectoryError(errno.EISDIR, "")
@@ -281,6 +288,9 @@ class Output:
             self._keep_attributes(self._old)
         if lasting or self.in_place is not None:
             os.fsync(self.fd)
+        else:
+            # A network's file system may refuse the data only now; after this ``abandon`` has nothing to lose.
+            _again(lambda: os.close(os.dup(self.fd)))
 
     def put_in_place(self, *, backup: bool = False) -> None:
         """Give the file its name. What another process has put there meanwhile is replaced.
@@ -294,36 +304,45 @@ class Output:
                 self._link(self._base)
                 return
             except FileExistsError:
-                pass
+                if self.is_placed():
+                    return  # done, although the system said "interrupted"
         while self._linked is None:
             self._linked = temporary.make_name(self._base)
             try:
                 self._link(self._linked)
             except FileExistsError:
-                self._forget_name()
+                if not self._is_new(self._linked):
+                    self._forget_name()
         if backup:
             self._save_old()
-        os.rename(self._linked, self._base, src_dir_fd=self._dir, dst_dir_fd=self._dir)
+        try:
+            self._rename(self._linked, self._base)
+        except FileNotFoundError:
+            if not self.is_placed():
+                raise
         self._forget_name()
 
     def _save_old(self) -> None:
         """Give the file that is to be replaced a second name."""
         name = self._backup = temporary.make_name(self._base)
-        both = {"src_dir_fd": self._dir, "dst_dir_fd": self._dir}
+        folder = self._dir
         try:
-            os.link(self._base, name, **both, follow_symlinks=False)
+            _again(lambda: os.link(self._base, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False))
         except FileNotFoundError:
             self._backup = None
         except OSError:
             # No second names here, or none for this file: then the only name has to go for a moment.
-            os.rename(self._base, name, **both)
+            self._rename(self._base, name)
 
     def is_placed(self) -> bool:
         """Tell whether the name now stands for the new file."""
+        return self._is_new(self._base)
+
+    def _is_new(self, name: str) -> bool:
         if self.fd < 0:
             return False
         try:
-            found = os.stat(self._base, dir_fd=self._dir, follow_symlinks=False)
+            found = os.stat(name, dir_fd=self._dir, follow_symlinks=False)
         except OSError:
             return False
         new = os.fstat(self.fd)
@@ -339,27 +358,33 @@ class Output:
             return
         if self._backup is not None:
             try:
-                os.rename(self._backup, self._base, src_dir_fd=self._dir, dst_dir_fd=self._dir)
+                self._rename(self._backup, self._base)
             except FileNotFoundError:
                 pass  # interrupted before there was one
             # Where both names stand for one file, a rename does nothing.
             self.drop_backup()
         elif self.is_placed():
-            os.unlink(self._base, dir_fd=self._dir)
+            self._unlink(self._base)
 
     def drop_backup(self) -> None:
         """Give up what was replaced: every file that belongs together is in its place."""
         self._grown = False
         if self._backup is not None:
             try:
-                os.unlink(self._backup, dir_fd=self._dir)
+                self._unlink(self._backup)
             except OSError:
                 pass
             self._backup = None
 
     def _link(self, name: str) -> None:
         # linkat(2): an unnamed file is given a name through its entry in /proc, which needs no privilege.
-        os.link(f"/proc/self/fd/{self.fd}", name, dst_dir_fd=self._dir, follow_symlinks=True)
+        _again(lambda: os.link(f"/proc/self/fd/{self.fd}", name, dst_dir_fd=self._dir, follow_symlinks=True))
+
+    def _rename(self, old: str, new: str) -> None:
+        _again(lambda: os.rename(old, new, src_dir_fd=self._dir, dst_dir_fd=self._dir))
+
+    def _unlink(self, name: str) -> None:
+        _again(lambda: os.unlink(name, dir_fd=self._dir))
 
     def _keep_attributes(self, old: os.stat_result) -> None:
         os.fchmod(self.fd, stat.S_IMODE(old.st_mode))
@@ -382,7 +407,7 @@ class Output:
     def _remove_link(self) -> None:
         if self._linked is not None:
             try:
-                os.unlink(self._linked, dir_fd=self._dir)
+                self._unlink(self._linked)
             except OSError:
                 pass
             self._forget_name()
@@ -390,7 +415,7 @@ class Output:
     def _discard_new(self) -> None:
         self._remove_link()
         if self.fd >= 0:
-            os.close(self.fd)
+            close_quietly(self.fd)
             self.fd = -1
 
     def abandon(self) -> None:
@@ -409,11 +434,11 @@ class Output:
             release(locked)
         self._discard_new()
         if self._old_fd >= 0:
-            os.close(self._old_fd)
+            close_quietly(self._old_fd)
             self._old_fd = -1
         if not self._shared:
             while self._folders:
-                os.close(self._folders.popitem()[1])
+                close_quietly(self._folders.popitem()[1])
         self._dir = -1
 
     def __enter__(self) -> Self:
@@ -421,6 +446,23 @@ class Output:
 
     def __exit__(self, *_: object) -> None:
         self.abandon()
+
+
+def close_quietly(fd: int) -> None:
+    """Close a descriptor through which nothing is lost any more; the system closes it also where it complains."""
+    try:
+        os.close(fd)
+    except OSError:
+        pass
+
+
+def _again(call: Callable[[], None]) -> None:
+    """Make a call until no signal interrupts it, which Python does itself for all but names and ``close``."""
+    while True:
+        try:
+            return call()
+        except InterruptedError:
+            continue
 
 
 def _judge(found: os.stat_result, path: str) -> None:

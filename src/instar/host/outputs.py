@@ -12,7 +12,7 @@ import os
 
 from instar.core.errors import HostError, OptionError, printable
 from instar.host.names import protocol_of, strip_file_protocol
-from instar.host.output import Output
+from instar.host.output import Output, close_quietly
 from instar.sandbox.posix import hold_signals, let_signals
 
 TYPE_CHECKING = False
@@ -179,7 +179,7 @@ class Outputs:
         for output in self._files:
             output.abandon()
         while self._folders:
-            os.close(self._folders.popitem()[1])
+            close_quietly(self._folders.popitem()[1])
         if self._raised is not None:
             import resource
 
