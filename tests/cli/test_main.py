@@ -10,6 +10,9 @@ import sys
 import pytest
 from tests.support import instar
 
+from instar.cli.commands.shared import define
+from instar.cli.session import Session
+
 
 @pytest.mark.parametrize(
     ("words", "expected"),
@@ -106,3 +109,12 @@ def test_output_that_cannot_be_written_is_said(tmp_path):
     command = f"exec {sys.executable} -m instar info d > /dev/full"
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "instar: the output cannot be written: No space left on device\n")
+
+
+def test_cells_are_not_forked_from_a_program_that_holds_a_secret():
+    session = Session(as_qemu=False)
+    assert session.isolation.single_threaded
+    define(session, "secret,id=a,data=passphrase")
+    assert not session.isolation.single_threaded
+    session.set("isolation", "process")
+    assert not session.isolation.single_threaded

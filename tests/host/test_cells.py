@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from instar.core.errors import HostError, ImageError, InstarError, InternalError, SandboxError
+from instar.core.errors import HostError, ImageError, InstarError, InternalError, OptionError, SandboxError
 from instar.core.wire import encode
 from instar.guest.main import main
 from instar.host.cells import call
@@ -73,6 +73,7 @@ class TestReply:
     @example({"class": "os", "errno": 0})
     @example({"class": "image", "kind": "corrupt", "structure": "\x1b[2J" * 999, "detail": "\x07" * 9999})
     @example({"class": "internal", "detail": "\u202ex" * 9999})
+    @example({"class": "option", "code": "x", "detail": "x", "values": {"self": 1, "code": b"", "detail": [None]}})
     def test_of_any_error_is_an_error_of_the_library(self, facts: dict[str, Wire]) -> None:
         with pytest.raises(InstarError) as caught:
             answer(encode({"error": facts}))
@@ -96,13 +97,14 @@ class TestReply:
             ({"class": "limit", "detail": "memory"}, SandboxError),
             ({"class": "internal", "detail": "oh"}, InternalError),
             ({"class": "image", "kind": "corrupt", "structure": "header", "detail": "bad"}, ImageError),
+            ({"class": "option", "code": "odd", "detail": "bad", "values": {"key": "size"}}, OptionError),
         ],
     )
     def test_of_each_class_becomes_that_error_about_the_file(self, facts: dict[str, Wire], kind: type) -> None:
         with pytest.raises(kind) as caught:
             answer(encode({"error": facts}))
         assert type(caught.value) is kind
-        if kind is not InternalError:
+        if kind not in (InternalError, OptionError):
             assert str(caught.value).startswith("disk\\x1b.img: ")
 
 

@@ -73,6 +73,47 @@ def test_fault_of_one_is_no_other_s(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2"]
 
 
+def test_job_of_strange_texts_is_its_own_fault(tmp_path: Path) -> None:
+    job = {"filename": f"{tmp_path}/x", "size": "1M", "format": "qcow2"}
+    bad: list[dict[str, Any]] = [
+        {**job, "filename": f"{tmp_path}/\ud800"},
+        {**job, "filename": f"{tmp_path}/\0", "backing": __file__, "backing_format": "raw"},
+        {**job, "options": [1]},
+        {**job, "options": [["cluster_size"]]},
+        {**job, "options": [["cluster_size", 65536]]},
+        {**job, "options": {"data_file": "\ud800"}},
+    ]
+    results = make([{**job, "filename": f"{tmp_path}/0"}, *bad, {**job, "filename": f"{tmp_path}/1"}])
+    assert [isinstance(result, instar.InstarError) for result in results] == [0, 1, 1, 1, 1, 1, 1, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+
+
+def test_backing_file_named_in_pairs_is_that_of_the_image(tmp_path: Path) -> None:
+    base, top = (f"{tmp_path}/{name}.qcow2" for name in ("base", "top"))
+    options = [["backing_file", "base.qcow2"], ["backing_fmt", "qcow2"]]
+    jobs = [
+        {"filename": base, "size": "7M", "format": "qcow2"},
+        {"filename": top, "format": "qcow2", "options": options},
+    ]
+    assert [result.virtual_size for result in make(jobs)] == [7 << 20, 7 << 20]
+    assert instar.info(top, isolation=NONE).backing_filename == "base.qcow2"
+
+
+def test_passphrases_are_no_matter_of_a_cell_that_looks_at_a_backing_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "base").write_bytes(bytes(512))
+    forked = []
+    monkeypatch.setattr(
+        "instar.host.backing.look_at_backing", lambda _request, _open, given, _as: forked.append(given.single_threaded)
+    )
+    job = {"filename": f"{tmp_path}/x", "size": 512, "format": "qcow2", "backing": "base", "backing_format": "raw"}
+    for secrets in ({}, {"a": b"passphrase"}):
+        given = instar.Isolation("none", single_threaded=True)
+        list(instar.create_many([job], isolation=given, secrets=secrets))
+    assert forked == [True, False]
+
+
 def test_earlier_image_is_there_for_a_later_one_that_names_it(tmp_path: Path) -> None:
     base, top = (f"{tmp_path}/{name}.qcow2" for name in ("base", "top"))
     results = make(
@@ -128,16 +169,35 @@ def test_write_that_leaves_its_file_is_refused(write: Wire, tmp_path: Path, monk
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("rows", [None, [], [{"ok": 1}, {"ok": 1}], [{"same": True}], [{}], [5]])
-def test_reply_without_one_row_for_each_is_refused(rows: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [[{"same": True}], [{}], [5]])
+def test_row_that_is_none_is_refused(rows: Wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "call", lambda *_, **__: rows)
-    jobs = [{"filename": f"{tmp_path}/x", "size": "1M", "format": "qcow2"}]
-    try:
-        (result,) = make(jobs)
-    except instar.SandboxError as error:
-        result = error
+    (result,) = make([{"filename": f"{tmp_path}/x", "size": "1M", "format": "qcow2"}])
     assert "the cell's reply cannot be used" in message(result)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("answer", [None, [], [{"ok": 1}] * 5, instar.SandboxError("died", "it died")])
+def test_where_the_shared_cell_fails_each_image_gets_its_own(
+    answer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(*_: object, **__: object) -> Wire:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(host, "call", call)
+    results = make([{"filename": f"{tmp_path}/{n}", "size": "1M", "format": "qcow2"} for n in range(2)])
+    assert [result.virtual_size for result in results] == [1 << 20] * 2
+
+
+def test_where_there_is_no_cell_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def call(*_: object, **__: object) -> Wire:
+        raise instar.SandboxError("unavailable", "none here")
+
+    monkeypatch.setattr(host, "call", call)
+    with pytest.raises(instar.SandboxError, match="none here"):
+        make([{"filename": f"{tmp_path}/x", "size": "1M", "format": "qcow2"}])
 
 
 class TestCommand:

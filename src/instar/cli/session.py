@@ -30,7 +30,8 @@ class Session:
     def __init__(self, *, as_qemu: bool) -> None:
         self.as_qemu = as_qemu
         self.generation = read_version(os.environ.get("INSTAR_QEMU_VERSION") or None)
-        # The command line is a process of its own: it has one thread and nothing secret in its memory.
+        # The command line is a process of its own: it has one thread, and nothing secret in its memory but for what
+        # ``--object`` defines, which takes this back.
         self.isolation = Isolation(os.environ.get("INSTAR_ISOLATION") or "auto", single_threaded=True)
         self.verbose = False
         self.secrets: dict[str, bytes] = {}
@@ -45,7 +46,7 @@ class Session:
         if name == "dialect":
             self.as_qemu = read_dialect(value)
         elif name == "isolation":
-            self.isolation = Isolation(value, single_threaded=True)
+            self.isolation = Isolation(value, single_threaded=not self.secrets)
         elif name == "qemu-version":
             self.generation = read_version(value)
         elif name == "allow-path":

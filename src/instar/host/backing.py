@@ -127,8 +127,8 @@ def _paths(target: str, name: str, full: str) -> tuple[str, str]:
 def _identity(path: str) -> tuple[int, int] | None:
     try:
         status = os.stat(path)
-    except OSError:
-        return None
+    except (OSError, ValueError):
+        return None  # ``Output`` says what is wrong with the name, if it is that
     return status.st_dev, status.st_ino
 
 

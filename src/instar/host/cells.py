@@ -91,7 +91,9 @@ def error_of(facts: dict[str, Wire], path: str, limits: Limits) -> InstarError:
     if kind == "internal":
         return InternalError(detail)
     if kind == "option":
-        return OptionError(take(facts, "code", str), detail, **take(facts, "values", dict))
+        error = OptionError(take(facts, "code", str), detail)
+        error.values = take(facts, "values", dict)  # not as arguments: their names are the cell's
+        return error
     reason = take(facts, "kind", str)
     if kind != "image" or reason not in IMAGE_KINDS:
         raise WireError("an unknown kind of error")

@@ -78,7 +78,8 @@ def _prepare(
             isolation=isolation,
             generation=generation,
             as_qemu=False,
-            secrets=secrets if _names_secret(words["options"]) else None,
+            # Also where it names none: what a program holds is nothing for a cell that looks at a backing file.
+            secrets=secrets,
         )
         if prepared.secret is None and prepared.request.row.name != "raw" and not _names_others(job):
             return prepared
@@ -90,8 +91,20 @@ def _prepare(
 def _names_others(job: Mapping[str, object]) -> bool:
     """Tell whether a job names other files, which may be those of jobs before it."""
     options = job.get("options")
-    named = options if isinstance(options, dict) else ()
+    named = options if isinstance(options, dict) else [pair[0] for pair in _pairs(options)]
     return job.get("backing") is not None or "backing_file" in named or "data_file" in named
+
+
+def _pairs(options: object) -> list[tuple[str, str | None]]:
+    """Return options that are given as pairs; what is none is left out."""
+    return [
+        (pair[0], pair[1])
+        for pair in (options if isinstance(options, (list, tuple)) else ())
+        if isinstance(pair, (list, tuple))
+        and len(pair) == 2
+        and type(pair[0]) is str
+        and (pair[1] is None or type(pair[1]) is str)
+    ]
 
 
 def _words(job: Mapping[str, object]) -> dict[str, object]:
@@ -125,23 +138,32 @@ def _words(job: Mapping[str, object]) -> dict[str, object]:
             name = "filename" if key == "path" else key
             said = "is missing" if value is None else f"is not of type {' or '.join(kind.__name__ for kind in kinds)}"
             raise OptionError("bad-job", f"a job's '{name}' {said}")
+    options = words["options"]
+    pairs: list[tuple[object, object]] = [*options.items()] if isinstance(options, dict) else [*_pairs(options)]
+    if len(pairs) != len(options):  # type: ignore[arg-type]
+        raise OptionError("bad-job", "a job's 'options' has something that is no pair of a name and a text")
+    for text in (words["path"], words["backing"], words["backing_format"], *(text for pair in pairs for text in pair)):
+        try:
+            str(text).encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise OptionError("bad-job", "a job has half a character in a text (a surrogate by itself)") from None
     return words
-
-
-def _names_secret(options: object) -> bool:
-    names = options if isinstance(options, dict) else [pair[0] for pair in options]  # type: ignore[attr-defined]
-    return any(str(name).endswith("key-secret") for name in names)
 
 
 def _make_all(
     waiting: list[Prepared | CreateResult | InstarError], isolation: Isolation
 ) -> Iterator[CreateResult | InstarError]:
     """Have one cell plan all that wait for it, and write what it says, one after another."""
-    rows = _plan([one for one in waiting if isinstance(one, Prepared)], isolation)
+    try:
+        rows = _plan([one for one in waiting if isinstance(one, Prepared)], isolation)
+    except SandboxError as error:
+        if error.kind == "unavailable":
+            raise
+        rows = {}  # whichever was too much for the cell that all share: in cells of their own only that one fails
     for one in waiting:
         if isinstance(one, Prepared):
             try:
-                yield _make(one, rows[id(one)], isolation)
+                yield _make(one, rows[id(one)], isolation) if rows else carry_out(one, isolation)
             except InstarError as error:
                 yield error
         else:

@@ -113,6 +113,8 @@ def define(session: Session, text: str) -> None:
 
     try:
         define(text, session.secrets, generation=session.generation)
+        # From here on there is something secret in memory, which a fork would hand to a cell.
+        session.isolation.single_threaded = False
     except HelpWanted as wanted:
         from instar.host.objects import describe
 
