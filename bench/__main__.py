@@ -28,6 +28,9 @@ TAIL = """
 How to read it:
 
 - Where nothing else is said, instar took the strongest cell, which is a virtual machine where there is KVM.
+- `kvm-in-advance` is a cell of a program that has a moment between two calls: the fork server has made its machine, and
+  run it up to its first system call. `kvm` is one that nobody could foresee, as on the command line.
+- What a bulk read loses is the machine's exits, one for each piece; the launch of the cell is in its time.
 - `instar.create()` is a call in a Python program that has made an image before, so that the fork server runs. Every
   call still gets a cell of its own; calls here follow each other without a pause, so none finds one made in advance.
 - `instar create` is the whole command: interpreter, instar, a sealed process, the image. `python -c pass` is the same

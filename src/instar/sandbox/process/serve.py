@@ -212,10 +212,12 @@ class Server:
     def _find_or_fork(self, message: bytes, fds: list[int], order: Order, kvm: int | None) -> int:
         """Return the number of the process that carries the order out: the spare, or a new one."""
         spare, extra = self._spare, read_preload(message)
-        if kvm is not None and extra is None and spare is not None and spare.give(message, fds):
-            spare.socket.close()
-            self._spare = None
-            return spare.pid
+        if kvm is not None and extra is None and spare is not None:
+            if spare.give(message, fds):
+                spare.socket.close()
+                self._spare = None
+                return spare.pid
+            self._end_spare()  # it has died; nothing is wrong with the next one
         if kvm is not None:
             import instar.sandbox.kvm.monitor  # noqa: F401 - once here, not in each fork
         server, memory = os.getpid(), order.limits.memory
