@@ -16,7 +16,7 @@ from instar.core.wire import WireError, take
 from instar.host.cells import call, error_of
 from instar.host.create import Prepared, carry_out, prepare
 from instar.host.files import host_error
-from instar.host.make import SEED_BYTES, base_name, finish, job_of, most_bytes, prepare_files
+from instar.host.make import SEED_BYTES, base_name, finish, most_bytes, prepare_files, what_of
 from instar.host.names import strip_file_protocol
 from instar.host.outputs import Outputs
 from instar.sandbox.cell import Isolation, Limits
@@ -178,8 +178,7 @@ def _plan(several: list[Prepared], isolation: Isolation) -> dict[int, Wire]:
     for one in several:
         key = f"{one.request.row.name} {one.request.size} {one.options}"
         if key not in groups:
-            job = job_of(one.request, one.options)
-            groups[key] = ({k: job[k] for k in ("format", "size", "options", "file_bytes")}, [])
+            groups[key] = (what_of(one.request, one.options), [])
         groups[key][1].append(one)
     now = int(time.time())
     asked: list[Wire] = []

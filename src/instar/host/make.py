@@ -195,19 +195,26 @@ def make_in_cell(
     return finish(request, outputs, options, replies, file_bytes, warnings)
 
 
+def what_of(request: Request, options: Mapping[str, Value]) -> dict[str, Wire]:
+    """Return the part of a job that images have in common which differ in nothing but names and chance."""
+    return {
+        "format": request.row.name,
+        "size": request.size,
+        "options": dict(options),
+        "file_bytes": most_bytes(request),
+    }
+
+
 def job_of(
     request: Request, options: Mapping[str, Value], *, secret: bytes | None = None, pbkdf_rate: int = 0
 ) -> dict[str, Wire]:
     """Return what a cell is told of an image to be made."""
     return {
-        "format": request.row.name,
-        "size": request.size,
-        "options": dict(options),
+        **what_of(request, options),
         "entropy": os.urandom(SEED_BYTES),
         "time": int(time.time()),
         "file_name": base_name(request),
         "backing": _backing(request),
-        "file_bytes": most_bytes(request),
         "secret": secret,
         "pbkdf_rate": pbkdf_rate,
     }
