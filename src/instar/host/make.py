@@ -9,7 +9,7 @@ import errno
 import os
 import time
 
-from instar.core.errors import OptionError, SandboxError
+from instar.core.errors import OptionError, SandboxError, printable
 from instar.core.units import INT64_MAX, SECTOR, align_up
 from instar.core.wire import WireError, take, take_size
 from instar.host.cells import call
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 #: QEMU writes the first 4 KiB of a file that it extends from nothing, so as to learn the alignment of direct I/O.
 _FIRST_BLOCK = 4096
 SEED_BYTES = 64
+#: So much of a device is cleared first. Planners leave out zeros, which a new file has by itself: VHDX has checksums
+#: over such in its header section, the first MiB; elsewhere no more than old signatures go.
+_DEVICE_HEAD = 1 << 20
 #: How a file system says that it has no hints.
 _NO_HINTS = (errno.ENOTTY, errno.EOPNOTSUPP)
 
@@ -100,13 +103,23 @@ class CreateResult:
 
 def prepare_files(request: Request, outputs: Outputs) -> list[tuple[str, str]]:
     """Do what the options of the files themselves ask for; return what was refused (see ``CreateResult``)."""
-    return [warning for output in outputs for warning in _prepare_file(request, output)]
+    warnings = [warning for output in outputs for warning in _prepare_file(request, output)]
+    for output in outputs:
+        if output.is_device and not output.keep:
+            _reserve(output, 0, min(_DEVICE_HEAD, output.size), "full", None)
+    return warnings
 
 
 def _prepare_file(request: Request, output: Output) -> list[tuple[str, str]]:
     """Do what the file's own options ask for; return what was asked for and refused (see ``CreateResult``)."""
     if output.keep:
         return []
+    if output.is_device and request.settings.values.get("preallocation") == "falloc":
+        raise OptionError(
+            "raw-device-preallocation" if request.row.name == "raw" else "device-preallocation",
+            f"{printable(output.path)} is a device, which has no space to reserve; preallocation=full fills it",
+            value="falloc",
+        )
     if request.settings.flag(NOCOW):
         set_nocow(output.fd)
     hint = request.settings.number(EXTENT_SIZE_HINT)
@@ -131,12 +144,13 @@ def make_raw(
     output.resize(size)
     written = 0
     try:
-        if mode != "off" and not output.is_device:
+        if mode != "off":
             from instar.host.space import allocate
 
-            allocate(output.fd, 0, size, mode, progress=progress or _quiet)
-        if mode != "full" and not output.is_device:
-            written = min(_FIRST_BLOCK if size >= _FIRST_BLOCK else SECTOR, size)
+            allocate(output.fd, 0, size, mode, device=output.is_device, progress=progress or _quiet)
+        if mode != "full":
+            # On a device QEMU clears no more than what tells a format.
+            written = min(SECTOR if output.is_device or size < _FIRST_BLOCK else _FIRST_BLOCK, size)
             os.pwrite(output.fd, bytes(written), 0)
     except OSError as error:
         raise host_error(error, request.path, f"give it {size} bytes of storage") from None
@@ -282,10 +296,14 @@ def _allocate(asked: Wire, outputs: Outputs, file_bytes: int, progress: Progress
     offset, length = take_size(asked, "offset", limit=file_bytes), take_size(asked, "length", limit=file_bytes)
     if mode not in ("falloc", "full") or offset + length > file_bytes or output.keep:
         raise WireError("an allocation out of bounds")
+    _reserve(output, offset, length, mode, progress)
+
+
+def _reserve(output: Output, offset: int, length: int, mode: str, progress: Progress | None) -> None:
     from instar.host.space import allocate
 
     try:
-        allocate(output.fd, offset, length, mode, progress=progress or _quiet)
+        allocate(output.fd, offset, length, mode, device=output.is_device, progress=progress or _quiet)
     except OSError as error:
         raise host_error(error, output.path, f"give it {length} bytes of storage") from None
 

@@ -79,14 +79,21 @@ def reserve(fd: int, offset: int, length: int, *, progress: Progress = _no_progr
         progress(done, length)
 
 
-def allocate(fd: int, offset: int, length: int, mode: str, *, progress: Progress = _no_progress) -> None:
+def allocate(
+    fd: int, offset: int, length: int, mode: str, *, device: bool = False, progress: Progress = _no_progress
+) -> None:
     """Carry out a plan's ``Allocate`` item: ``mode`` is ``falloc`` or ``full``.
+
+    A device has its storage already, but what a new file would have as zeros is whatever was there before: there
+    both modes write zeros.
 
     Raises:
         OSError: as the system says; ``ENOSPC`` at once where there is not room for all, so that a doomed
             request does not fill the disk first.
     """
-    if length:
+    if length and device:
+        zero_range(fd, offset, length, progress=progress)
+    elif length:
         room = os.fstatvfs(fd)
         if length > room.f_bfree * room.f_frsize + os.fstat(fd).st_blocks * 512:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -52,6 +52,8 @@ QEMU: dict[str, str] = {
     "bad-json-options": "Could not parse the JSON options: {value}",
     "json-no-object": "Invalid JSON object given",
     "protocol-not-creatable": "Protocol driver '{protocol}' does not support image creation",
+    "device-preallocation": "Preallocation mode '{value}' unsupported for this non-regular file",
+    "raw-device-preallocation": "Unsupported preallocation mode '{value}'",
     "companion-same-file": 'Failed to get shared "resize" lock\nIs another process using the image [{path}]?',
     "protocol-unsupported": "Protocol driver '{protocol}' is not supported by instar, which opens plain files only",
     "keyval-key": "Invalid parameter '{key}'",

@@ -46,6 +46,10 @@ QEMU: dict[str, str] = {
     "qcow2-refcount-bits-version": (
         "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)"
     ),
+    "device-preallocation": (
+        "Could not resize image: Failed to resize underlying file:"
+        " Preallocation mode '{value}' unsupported for this non-regular file"
+    ),
     "qcow2-size-negative": "Could not resize image: Image size cannot be negative",
     "qcow2-size-offset": "Could not resize image: offset({value}) exceeds maximum({limit})",
 }
