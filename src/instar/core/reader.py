@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Longest single read a helper of this module makes.
 MAX_READ = 1 << 20
+#: The most that ``Ahead`` reads in one go.
+_AHEAD = 256 << 10
 
 
 def read_exact(reader: Reader, offset: int, length: int, structure: str) -> bytes:
@@ -73,6 +75,36 @@ def read_padded(reader: Reader, offset: int, length: int) -> bytes:
     """Read ``length`` bytes; what lies past the end of the file reads as zeros, as in QEMU."""
     data = reader.read(offset, max(0, min(length, reader.size - offset))) if 0 <= offset < reader.size else b""
     return data if len(data) == length else data + bytes(length - len(data))
+
+
+class Ahead:
+    """Reads like ``read_padded``, and reads ahead while what is asked for goes forward without a gap.
+
+    A cell pays for each read by leaving its machine, so many small tables in a row are read in one go.
+    """
+
+    __slots__ = ("_data", "_next", "_piece", "_reader", "_start")
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._start = 0
+        self._data = b""
+        self._next = -1
+        self._piece = 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return ``length`` bytes from ``offset``; what lies past the end of the file reads as zeros."""
+        begin = offset - self._start
+        if begin < 0 or begin + length > len(self._data):
+            self._piece = min(2 * max(self._piece, length), _AHEAD) if offset == self._next else 0
+            if length >= self._piece:
+                self._next = offset + length
+                return read_padded(self._reader, offset, length)
+            self._data = read_padded(self._reader, offset, self._piece)
+            self._start = offset
+            begin = 0
+        self._next = offset + length
+        return self._data[begin : begin + length]
 
 
 def table(data: bytes, code: str, endian: str) -> array[int]:

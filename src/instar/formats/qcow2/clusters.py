@@ -6,7 +6,7 @@ is judged as a whole; work and memory are bounded by named limits (specification
 
 from __future__ import annotations
 
-from instar.core.reader import MAX_READ, read_padded, table
+from instar.core.reader import MAX_READ, Ahead, read_padded, table
 from instar.formats.qcow2.bulk import ones, ramp
 from instar.formats.qcow2.header import bad
 from instar.formats.qcow2.ondisk import (
@@ -62,6 +62,7 @@ class Clusters:
         "_series",
         "_shared",
         "_start",
+        "_tables",
         "_unaligned",
         "allocated",
         "compressed",
@@ -85,6 +86,7 @@ class Clusters:
         self._rows: dict[int, tuple[int, int, int, int]] = {}
         #: Host offset of the table whose entries are judged.
         self._start = 0
+        self._tables = Ahead(image.reader)
         self.allocated = 0
         self.fragmented = 0
         self.compressed = 0
@@ -192,7 +194,7 @@ class Clusters:
         if self._l2_budget < 0:
             detail = "the L2 tables together are too large"
             raise bad("too-large", "L2 table", detail, limit=MAX_CHECKED_L2_BYTES)
-        data = read_padded(self._image.reader, offset, size)
+        data = self._tables.read(offset, size)
         return b"" if data == bytes(size) else data
 
     def _table(self, offset: int, weight: int, active: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 
 from instar.core.finding import MAX_FINDINGS
-from instar.core.reader import read_padded, table
+from instar.core.reader import Ahead, read_padded, table
 from instar.core.units import align_up
 from instar.formats.qcow2.ondisk import (
     MAX_LENGTH,
@@ -40,10 +40,10 @@ class Refcounts:
         unreadable: some block has a place at which no block can be.
     """
 
-    __slots__ = ("_bits", "_cluster_size", "_reader", "block_entries", "table", "unreadable")
+    __slots__ = ("_ahead", "_bits", "_cluster_size", "block_entries", "table", "unreadable")
 
     def __init__(self, image: Image) -> None:
-        self._reader = image.reader
+        self._ahead = Ahead(image.reader)
         self._bits = image.refcount_bits
         self._cluster_size = image.cluster_size
         self.block_entries = image.cluster_size * 8 // image.refcount_bits
@@ -71,7 +71,7 @@ class Refcounts:
             return offset
         bit = place * self._bits
         width = max(1, self._bits // 8)
-        value = int.from_bytes(read_padded(self._reader, offset + bit // 8, width), "big")
+        value = int.from_bytes(self._ahead.read(offset + bit // 8, width), "big")
         return value >> bit % 8 & (1 << self._bits) - 1 if self._bits < 8 else value
 
     def window(self, first: int, count: int) -> bytes | None:
@@ -86,7 +86,7 @@ class Refcounts:
             if not offset:
                 continue
             place = start % self.block_entries * self._bits // 8
-            data = read_padded(self._reader, offset + place, step * self._bits // 8)
+            data = self._ahead.read(offset + place, step * self._bits // 8)
             if data == bytes(len(data)):
                 continue
             if step == count:
