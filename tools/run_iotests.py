@@ -44,6 +44,8 @@ OTHERS = "amend|bench|bitmap|commit|compare|convert|dd|map|measure|rebase|resize
 #: A call of another command, in shell and in Python. What this misses is seen when the test is run.
 CALLS = re.compile(rf"(?:\$QEMU_IMG|qemu_img\w*\(|qemu-img)[^\n|;]*?['\" ](?:{OTHERS})\b")
 SOURCE = Path(__file__).resolve().parent.parent / "src"
+#: What instar does otherwise on purpose, and why.
+MEANT = {("luks", "282"): "a failed create leaves the file that was there before as it was"}
 #: Seconds for one test; those that take longer are no tests of images.
 PATIENCE = 120
 
@@ -186,7 +188,7 @@ def main() -> int:
         return 2
     results = folder.parent.parent.parent / "results"
     results.mkdir(exist_ok=True)
-    failures = total = 0
+    failures = differing = total = 0
     print(f"{'format':<10} {'tests':>5} {'passed':>6}  failed")
     with tempfile.TemporaryDirectory(prefix="iotests-") as scratch:
         real = Bench(folder, Path(scratch, "real"), str(shutil.which("qemu-img")))
@@ -194,18 +196,22 @@ def main() -> int:
         ours = Bench(folder, Path(scratch, "ours"), f"'{sys.executable}' -m instar", settings)
         for format in arguments.format or FORMATS:
             tests = selected(real, format, arguments.test, again=arguments.again)
-            failed = []
+            failed, meant = [], 0
             for test in tests:
                 verdict, _, printed = ours.run(format, test)
                 kept = results / f"{format}-{test.replace('/', '-')}"
                 kept.unlink(missing_ok=True)
-                if verdict != "pass":
+                if verdict != "pass" and (format, test) in MEANT:
+                    print(f"{format} {test} differs: {MEANT[format, test]}")
+                    meant += 1
+                elif verdict != "pass":
                     failed.append(test)
                     kept.write_text(printed)
-            print(f"{format:<10} {len(tests):>5} {len(tests) - len(failed):>6}  {' '.join(failed)}", flush=True)
+            print(f"{format:<10} {len(tests):>5} {len(tests) - len(failed) - meant:>6}  {' '.join(failed)}", flush=True)
             failures += len(failed)
+            differing += meant
             total += len(tests)
-    print(f"{'all':<10} {total:>5} {total - failures:>6}")
+    print(f"{'all':<10} {total:>5} {total - failures - differing:>6}")
     if failures:
         print(f"What the failing ones printed is in {results}")
     return 1 if failures else 0

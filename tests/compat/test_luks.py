@@ -7,6 +7,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.cli.dialect.world import call
 from tests.compat.versions import VERSIONS, real
 from tests.formats.luks.volumes import NOW, SECRET, cryptsetup, make_real, qemu_io
 from tests.support import extents, needs_qemu_img, needs_qemu_io, run
@@ -165,3 +166,16 @@ def test_a_missing_passphrase_leaves_the_target_alone(missing: dict[str, dict[st
         instar.create(str(path), SIZE, format="luks", options=FAST, **missing)
     assert caught.value.code == "no-secret"
     assert path.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("format", ["luks", "qcow2"])
+def test_options_that_open_an_encrypted_image_are_taken(format: str, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    prefix = "" if format == "luks" else "encrypt."
+    create(path, format, {**{prefix + k: v for k, v in FAST.items()}, **({"encrypt.format": "luks"} if prefix else {})})
+    options = f"driver={format},{prefix}key-secret=s,file.filename={path}"
+    secret = ("--object", f"secret,id=s,data={SECRET.decode()}")
+    for words in (("info", *secret, "--image-opts", options), ("check", *secret, "--image-opts", options)):
+        ours, theirs = call(words, (7, 2), tmp_path), run("qemu-img", *words)
+        assert ours[0] == theirs.returncode
+        assert ours[1].split("\n")[1:] == theirs.stdout.split("\n")[1:]  # the first line has the name

@@ -34,6 +34,12 @@ _QCOW2_HARMLESS = (
         "cache-clean-interval",
     ),
 )
+#: How an encrypted image is opened. Nothing that is told of an image needs its key, so the secret is not looked for.
+_KEYS: dict[str | None, tuple[str, ...]] = {
+    "luks": ("key-secret",),
+    "qcow2": ("encrypt.format", "encrypt.key-secret"),
+    "qcow": ("encrypt.format", "encrypt.key-secret"),
+}
 
 
 def from_json(name: str, format: str | None, generation: tuple[int, int]) -> Source:
@@ -117,7 +123,7 @@ def from_options(flat: dict[str, Json], format: str | None) -> Source:
 
 
 def _refuse_rest(flat: dict[str, Json], driver: str | None) -> None:
-    allowed = (*_HARMLESS, *(_QCOW2_HARMLESS if driver == "qcow2" else ()))
+    allowed = (*_HARMLESS, *(_QCOW2_HARMLESS if driver == "qcow2" else ()), *_KEYS.get(driver, ()))
     for key, value in flat.items():
         if key.startswith("file."):
             if key[5:] not in ("driver", "filename", *_FILE_HARMLESS):
