@@ -52,6 +52,10 @@ def test_reads_no_file_without_end():
         ("throttle-group,id=a", "object-unsupported"),
         ("iothread,id=a", "object-unavailable"),
         ('{"qom-type":"secret","id":"a","data":["hush"]}', "member-type"),
+        ("secret,id=a,data=x,hush", "keyval-value"),
+        ("secret,id=a,data=x,hu sh=1", "keyval-key"),
+        ("secret,id=a,data=x,hush=1", "member-unexpected"),
+        ('{"qom-type":"secret","id":"a","data":"hush', "bad-json"),
     ],
 )
 def test_refuses_without_a_word_of_the_secret(text, code):
@@ -59,6 +63,12 @@ def test_refuses_without_a_word_of_the_secret(text, code):
         defined(text)
     assert caught.value.code == code
     assert "hush" not in f"{caught.value} {caught.value!r} {caught.value.facts()}"
+
+
+def test_quotes_what_it_cannot_read_where_that_is_asked_for():
+    """As qemu-img does, whose words its dialect must have."""
+    with pytest.raises(OptionError, match="'hush' needs a value"):
+        define("secret,id=a,data=x,hush", {}, generation=(11, 1), quoting=True)
 
 
 def test_help_is_asked_for_by_name():

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
     from instar.core.image import Reference
     from instar.core.wire import Wire
+    from instar.host.descriptors import Descriptors
     from instar.host.files import OpenFile
     from instar.host.gate import Gate
     from instar.sandbox.cell import Isolation
 
+#: So many files are opened without a thought of limits.
+_FEW = 32
 #: What a cell that describes an image may use. Metadata is small; anything above is an attack or a fault.
 #: The longest answer is that of a qcow2 with the 65,536 snapshots it may have.
 INFO_LIMITS = Limits(cpu_seconds=20, wall_seconds=60, reply_bytes=32 << 20)
@@ -31,7 +34,7 @@ INFO_LIMITS = Limits(cpu_seconds=20, wall_seconds=60, reply_bytes=32 << 20)
 class Described:
     """An image that a cell described: its facts, and the other files of it that were opened."""
 
-    __slots__ = ("facts", "image", "parts", "value")
+    __slots__ = ("_room", "facts", "image", "parts", "value")
 
     def __init__(self, image: OpenFile, facts: ImageFacts, value: Wire) -> None:
         self.image = image
@@ -40,12 +43,21 @@ class Described:
         self.value = value
         #: ``(role, file)`` of each file opened for the image
         self.parts: list[tuple[str, OpenFile]] = []
+        self._room: Descriptors | None = None
+
+    def make_room(self, count: int) -> None:
+        """Let ``count`` parts be opened, as far as this process may."""
+        from instar.host.descriptors import Descriptors
+
+        self._room = Descriptors(count)
 
     def close(self) -> None:
         """Close the image and its parts."""
         self.image.close()
         for _, part in self.parts:
             part.close()
+        if self._room is not None:
+            self._room.give_back()
 
     def __enter__(self) -> Self:
         return self
@@ -89,6 +101,8 @@ def describe(
             _check_with_parent(found, found.facts.backing, gate, args, isolation, limits)
         return found
     try:
+        if len(required) > _FEW:
+            found.make_room(len(required))
         for reference in required:
             try:
                 part = gate.open(reference.name, relative_to=image.path)

@@ -1,7 +1,7 @@
 """What ``--object`` defines: secrets, the only objects that images need. Other kinds are refused by their names.
 
 Law: a secret's bytes go into the caller's table and nowhere else. No error holds what was typed as ``data=`` or read
-from a file.
+from a file; where qemu-img quotes what it cannot read, so does its dialect (``quoting``), and nobody else.
 """
 
 from __future__ import annotations
@@ -77,6 +77,13 @@ AVAILABLE = (
     *("authz-list", "authz-list-file", "authz-simple", "main-loop", "pr-manager-helper", "secret", "secret_keyring"),
     *("thread-context", "throttle-group", "tls-cipher-suites", "tls-creds-anon", "tls-creds-psk", "tls-creds-x509"),
 )
+_NOT_READ = "the object cannot be read as KEY=VALUE,…; a comma in a value is written twice"
+#: What is said instead of what would quote something that may be part of a secret, by ``OptionError.code``.
+_QUOTED = {
+    **dict.fromkeys(("keyval-key", "keyval-value", "keyval-long", "keyval-inconsistent"), _NOT_READ),
+    "bad-json": "the object is no JSON",
+    "member-unexpected": "a secret has no other members than id, format, data and file",
+}
 
 
 class HelpWanted(Exception):
@@ -87,24 +94,33 @@ class HelpWanted(Exception):
         self.kind = kind
 
 
-def define(text: str, secrets: dict[str, bytes], *, generation: tuple[int, int]) -> None:
+def define(text: str, secrets: dict[str, bytes], *, generation: tuple[int, int], quoting: bool = False) -> None:
     """Read one object's definition, ``KEY=VALUE,…`` or a JSON object, and add the secret to ``secrets``.
+
+    ``quoting``: what cannot be read may be quoted in the error, though it may be part of a secret.
 
     Raises:
         OptionError: it is none, or of another kind. HelpWanted: it asks for help.
     """
-    members: Mapping[str, Json | Tree]
+    try:
+        members = _members(text, generation)
+        secrets[str(members.get("id"))] = _read(members, secrets, generation)
+    except OptionError as error:
+        if quoting or error.code not in _QUOTED:
+            raise
+        raise OptionError(error.code, _QUOTED[error.code]) from None
+
+
+def _members(text: str, generation: tuple[int, int]) -> Mapping[str, Json | Tree]:
     if not text.startswith("{"):
         _help(text)
-        members = parse(text, "qom-type")
-    else:
-        try:
-            value = loads(text, generation)
-        except JsonError as error:
-            raise OptionError("bad-json", str(error), value=str(error)) from None
-        assert isinstance(value, dict)
-        members = value
-    secrets[str(members.get("id"))] = _read(members, secrets, generation)
+        return parse(text, "qom-type")
+    try:
+        value = loads(text, generation)
+    except JsonError as error:
+        raise OptionError("bad-json", str(error), value=str(error)) from None
+    assert isinstance(value, dict)
+    return value
 
 
 def _help(text: str) -> None:

@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     from typing import Self
 
     from instar.core.plan import Companion
+    from instar.host.descriptors import Descriptors
 
-#: Descriptors that a program and a cell may need besides those of the files.
-_OTHER_DESCRIPTORS = 64
+#: So many files are opened without a thought of limits.
+_FEW = 32
 
 
 class Outputs:
     """All files of an image being made: number 0 is the image, then its companions."""
 
-    __slots__ = ("_files", "_folders", "_raised")
+    __slots__ = ("_files", "_folders", "_room")
 
     def __init__(self, path: str, companions: Sequence[Companion] = ()) -> None:
         """Judge every target and open a place to write each.
@@ -40,10 +41,11 @@ class Outputs:
         """
         self._files: list[Output] = []
         self._folders: dict[str, int] = {}
-        self._raised: tuple[int, int] | None = None
+        self._room: Descriptors | None = None
         try:
-            if len(companions) * 2 > _OTHER_DESCRIPTORS:
-                self._raise_limit(2 * len(companions) + _OTHER_DESCRIPTORS, path)
+            if len(companions) > _FEW:
+                # A target that is there already is open as well.
+                self._make_room(2 * len(companions), path)
             self._files.append(Output(path, self._folders))
             seen = {*_places(self.image)}
             for companion in companions:
@@ -71,27 +73,18 @@ class Outputs:
             error.role = "companion"
             raise
 
-    def _raise_limit(self, needed: int, path: str) -> None:
+    def _make_room(self, count: int, path: str) -> None:
         """Make room for many open files, as far as this process may.
 
         Raises:
             HostError: the hard limit is lower.
         """
-        import resource
+        from instar.host.descriptors import Descriptors
 
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        needed += len(os.listdir("/proc/self/fd"))
-        if soft != resource.RLIM_INFINITY and soft < needed:
-            if hard != resource.RLIM_INFINITY and hard < needed:
-                raise HostError(
-                    errno.EMFILE,
-                    path,
-                    "create it",
-                    os.strerror(errno.EMFILE),
-                    hint=f"its files need {needed} open at once; raise 'ulimit -Hn', which is {hard}",
-                )
-            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-            self._raised = soft, hard
+        self._room = Descriptors(count)
+        if not self._room.enough:
+            hint = f"its files need {self._room.needed} open at once; raise 'ulimit -Hn', which is {self._room.hard}"
+            raise HostError(errno.EMFILE, path, "create it", os.strerror(errno.EMFILE), hint=hint)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -180,11 +173,8 @@ class Outputs:
             output.abandon()
         while self._folders:
             close_quietly(self._folders.popitem()[1])
-        if self._raised is not None:
-            import resource
-
-            resource.setrlimit(resource.RLIMIT_NOFILE, self._raised)
-            self._raised = None
+        if self._room is not None:
+            self._room.give_back()
 
     def __enter__(self) -> Self:
         return self

@@ -256,11 +256,24 @@ def file_preallocation(settings: Settings) -> str:
 
 
 def as_pairs(options: Mapping[str, object] | Iterable[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
-    """Turn a caller's options into pairs as typed."""
+    """Turn a caller's options into pairs as typed.
+
+    Raises:
+        OptionError: ``option-text``, a value has characters that no file and no image can hold (lone surrogates).
+    """
     items = getattr(options, "items", None)
     if items is None:
-        return list(options)  # type: ignore[arg-type]
-    return [(key, ("on" if value else "off") if isinstance(value, bool) else str(value)) for key, value in items()]
+        pairs: list[tuple[str, str | None]] = list(options)  # type: ignore[arg-type]
+    else:
+        pairs = [(key, ("on" if value else "off") if isinstance(value, bool) else str(value)) for key, value in items()]
+    for key, text in pairs:
+        try:
+            (text or "").encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            shown = printable(text or "", 200)
+            detail = f"the value of option '{printable(key)}' cannot be written as UTF-8: '{shown}'"
+            raise OptionError("option-text", detail, key=key, value=text) from None
+    return pairs
 
 
 def read_size(size: int | str | None, generation: tuple[int, int] = NEWEST) -> int | None:

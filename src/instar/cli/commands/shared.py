@@ -112,7 +112,7 @@ def define(session: Session, text: str) -> None:
     from instar.host.objects import HelpWanted, define
 
     try:
-        define(text, session.secrets, generation=session.generation)
+        define(text, session.secrets, generation=session.generation, quoting=session.as_qemu)
         # From here on there is something secret in memory, which a fork would hand to a cell.
         session.isolation.single_threaded = False
     except HelpWanted as wanted:
