@@ -22,10 +22,14 @@ _VHDX_CREATOR = (8, 8 + 512)
 _VHDX_HEADER = ((4, 16), (16, 48))
 _VHDX_REGION_1 = 192 << 10
 _VHDX_REGION_2 = 256 << 10
+#: Above this qemu-img fills the disk with a table.
+MAX_QCOW = (512 << 40) - (2 << 20)
 
 
 def knowingly_refused(format: str, options: Mapping[str, str], size: int) -> bool:
     """Tell whether qemu-img makes an image that cannot be used, or hardly, and instar refuses (docs/quirks.md)."""
+    if format == "qcow":
+        return size > MAX_QCOW
     if format != "vmdk":
         return False
     subformat = options.get("subformat", "monolithicSparse")

@@ -5,7 +5,6 @@ Law: what a cell answers or asks is judged by type and range before anything is 
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 
@@ -36,8 +35,6 @@ SEED_BYTES = 64
 #: So much of a device is cleared first. Planners leave out zeros, which a new file has by itself: VHDX has checksums
 #: over such in its header section, the first MiB; elsewhere no more than old signatures go.
 _DEVICE_HEAD = 1 << 20
-#: How a file system says that it has no hints.
-_NO_HINTS = (errno.ENOTTY, errno.EOPNOTSUPP)
 
 
 class CreateResult:
@@ -124,7 +121,7 @@ def _prepare_file(request: Request, output: Output) -> list[tuple[str, str]]:
         set_nocow(output.fd)
     hint = request.settings.number(EXTENT_SIZE_HINT)
     refused = set_extent_size_hint(output.fd, hint) if hint and not output.is_device else 0
-    if refused in (0, *_NO_HINTS) or EXTENT_SIZE_HINT.name not in request.settings.values:
+    if not refused or EXTENT_SIZE_HINT.name not in request.settings.values:
         return []
     return [(EXTENT_SIZE_HINT.name, os.strerror(refused))]
 
