@@ -19,11 +19,12 @@ from instar.cli.commands.shared import (
     wants_json,
 )
 from instar.cli.session import complain, say
-from instar.core.errors import InstarError
+from instar.core.errors import InstarError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from instar.cli.session import Session
+    from instar.host.info import ImageInfo
 
 SWITCHES = (
     Switch("format", "f", "format", "FMT", "the image's format; found out if not given"),
@@ -85,6 +86,9 @@ def run(session: Session, argv: list[str]) -> int:
 
         return report(session, error, lambda e: inspect_words(e, path, session.generation), json=json)
     session.explain()
+    for image in images:
+        if image.extra.get("inconsistent_bitmaps") is True:
+            _warn_of_bitmaps(session, image)
     if json:
         from instar.cli.json import dumps
         from instar.cli.render import info_object
@@ -96,3 +100,13 @@ def run(session: Session, argv: list[str]) -> int:
 
         say("\n".join(info_text(image, session.generation) for image in images))
     return 0
+
+
+def _warn_of_bitmaps(session: Session, image: ImageInfo) -> None:
+    if not session.as_qemu:
+        detail = "a program that does not know bitmaps wrote to it: its bitmaps are stale, their clusters lost"
+        complain(f"instar: warning: {printable(image.filename)}: {detail}")
+        return
+    from instar.cli.messages.qcow2 import FINDINGS
+
+    complain(FINDINGS["qcow2-bitmaps-stale" if image.extra.get("version") == 3 else "qcow2-bitmaps-in-version-2"])

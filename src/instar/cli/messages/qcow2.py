@@ -89,8 +89,17 @@ QEMU_OPEN: dict[tuple[str, str], str] = {
     ("too-large", "size of the table"): "Snapshot table is too big",
 }
 
+_LEAKED = "\nSome clusters may be leaked, run 'qemu-img check -r' on the image file to fix."
 #: By ``Finding.code``: qemu-img's line on standard error; templates over the finding's values.
 FINDINGS: dict[str, str] = {
+    "qcow2-bitmaps-stale": (
+        "qemu-img: warning: a program lacking bitmap support modified this file,"
+        " so all bitmaps are now considered inconsistent" + _LEAKED
+    ),
+    "qcow2-bitmaps-in-version-2": (
+        "qemu-img: warning: This qcow2 v2 image contains bitmaps, but they may have been modified by a program without"
+        " persistent bitmap support; so now they must all be considered inconsistent" + _LEAKED
+    ),
     "qcow2-refcount-leak": "Leaked cluster {0} refcount={1} reference={2}",
     "qcow2-refcount-corruption": "ERROR cluster {0} refcount={1} reference={2}",
     "qcow2-refcount-unreadable": "Can't get refcount for cluster {0}: Input/output error",

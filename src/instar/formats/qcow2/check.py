@@ -109,7 +109,8 @@ class _Check:
             detail = (
                 "a program that does not know bitmaps wrote to the image: its bitmaps are stale, their clusters lost"
             )
-            report.add("warning", "Bitmaps extension", detail)
+            code = "qcow2-bitmaps-stale" if image.version == 3 else "qcow2-bitmaps-in-version-2"
+            report.add("warning", "Bitmaps extension", detail, code=code)
 
     def _region(self, structure: str, offset: int, size: int) -> None:
         """Count a structure that must have its clusters for itself."""
