@@ -7,6 +7,7 @@ right, but they cannot tell instar's image from qemu-img's.
 from __future__ import annotations
 
 import hashlib
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -74,4 +75,8 @@ def inspected(path: Path) -> str | None:
         inspector: Any = import_module("oslo_utils.imageutils.format_inspector")
     except ImportError:
         return None
-    return str(inspector.detect_file_format(str(path)))
+    logging.disable(logging.CRITICAL)
+    try:
+        return str(inspector.detect_file_format(str(path)))
+    except Exception as error:
+        return type(error).__name__
