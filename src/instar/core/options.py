@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: The closed list of option types. ``choice`` is a ``str`` whose values are named.
 TYPES = ("size", "num", "bool", "str", "choice")
 _TYPE_WORDS = {"size": "size", "num": "num", "bool": "bool (on/off)", "str": "str", "choice": "str"}
+#: What can be taken of an image's space in advance.
+PREALLOCATION = ("off", "metadata", "falloc", "full")
 #: More digits than any number has.
 _MOST_DIGITS = 400
 #: The C library of this version of qemu-img, and of those after it, also reads binary numbers.
@@ -309,3 +311,17 @@ def read_settings(
         if warn is not None and warns:
             warn(text)  # qemu-img reads a good one a second time
     return settings
+
+
+def preallocation(note: str, *, modes: tuple[str, ...] = PREALLOCATION, extension: bool = True) -> Option:
+    """Return the option that has an image's space taken in advance, for a format that can carry ``modes``."""
+    help = f"Preallocation mode (allowed values: {', '.join(modes)})"
+    return Option("preallocation", "choice", help, default="off", choices=modes, extension=extension, note=note)
+
+
+def parent(format: str, note: str) -> tuple[Option, Option]:
+    """Return the options of differencing disks, whose parents are of their own ``format``."""
+    return (
+        Option("backing_file", "str", "File name of the parent of a differencing disk", extension=True, note=note),
+        Option("backing_fmt", "str", f"Must be '{format}' if present", default=format, extension=True),
+    )

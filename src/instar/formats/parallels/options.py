@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from instar.core.errors import OptionError
-from instar.core.options import Option
+from instar.core.options import Option, preallocation
 from instar.core.units import align_up, ceil_div
 from instar.formats.parallels.ondisk import DEFAULT_CLUSTER, FORMAT, MAX_BAT_ENTRIES, MAX_CLUSTER, SECTOR
 
@@ -21,14 +21,8 @@ CLUSTER_SIZE = Option(
     shown=str(DEFAULT_CLUSTER),
     note="512 bytes to 2143297024, rounded up to a multiple of 512",
 )
-PREALLOCATION = Option(
-    "preallocation",
-    "choice",
-    "Preallocation mode (allowed values: off, metadata, falloc, full)",
-    default="off",
-    choices=("off", "metadata", "falloc", "full"),
-    extension=True,
-    note="metadata: all clusters have their places and take no storage yet; falloc reserves it; full makes sure that"
+PREALLOCATION = preallocation(
+    "metadata: all clusters have their places and take no storage yet; falloc reserves it; full makes sure that"
     " it is zero as well.",
 )
 

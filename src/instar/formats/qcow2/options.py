@@ -7,7 +7,7 @@ single options first, in the order of QEMU's ``BlockdevCreateOptionsQcow2``, the
 from __future__ import annotations
 
 from instar.core.errors import OptionError, printable
-from instar.core.options import Option
+from instar.core.options import Option, preallocation
 from instar.core.units import SECTOR, UINT64_MAX, KiB, align_up, format_size, is_power_of_two
 from instar.formats.qcow2.allocate import refcount_blocks
 from instar.formats.qcow2.first_cluster import first_cluster
@@ -85,13 +85,9 @@ EXTENDED_L2 = Option(
     shown="off",
     note="Divides a cluster into 32 subclusters that are allocated one by one. Clusters of 16 KiB or more.",
 )
-PREALLOCATION = Option(
-    "preallocation",
-    "choice",
-    "Preallocation mode (allowed values: off, metadata, falloc, full)",
-    default="off",
-    choices=("off", "metadata", "falloc", "full"),
-    note="metadata: tables map every cluster. falloc: and space is reserved. full: and written with zeros.",
+PREALLOCATION = preallocation(
+    "metadata: tables map every cluster. falloc: and space is reserved. full: and written with zeros.",
+    extension=False,
 )
 COMPRESSION_TYPE = Option(
     "compression_type",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from instar.core.errors import OptionError
-from instar.core.options import Option
+from instar.core.options import Option, preallocation
 from instar.core.units import align_up
 from instar.formats.vdi.ondisk import MAX_SIZE, SECTOR
 
@@ -21,14 +21,9 @@ STATIC = Option(
     shown="off",
     note="The file has its full length and every block its place in order; no storage is taken yet.",
 )
-PREALLOCATION = Option(
-    "preallocation",
-    "choice",
-    "Preallocation mode of a static image (allowed values: off, falloc, full)",
-    default="off",
-    choices=("off", "falloc", "full"),
-    extension=True,
-    note="With static=on: falloc reserves storage for all blocks; full makes sure that it is zero as well.",
+PREALLOCATION = preallocation(
+    "With static=on: falloc reserves storage for all blocks; full makes sure that it is zero as well.",
+    modes=("off", "falloc", "full"),
 )
 
 CREATE: tuple[Option, ...] = (SIZE, STATIC, PREALLOCATION)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from instar.core.errors import OptionError, printable
-from instar.core.options import Option
+from instar.core.options import Option, parent, preallocation
 from instar.core.units import GiB, MiB, TiB, align_up, format_size, is_power_of_two
 from instar.core.winpath import to_windows
 from instar.formats.vhdx import ondisk
@@ -46,22 +46,12 @@ BLOCK_STATE_ZERO = Option(
     default=True,
     note="off: blocks start as absent (dynamic) or in place (fixed); so they do with a parent or preallocation",
 )
-BACKING_FILE = Option(
-    "backing_file",
-    "str",
-    "File name of the parent of a differencing disk",
-    extension=True,
-    note="A VHDX of any kind; the new disk has its size, sectors and disk identifier, and records its data write GUID.",
+BACKING_FILE, BACKING_FMT = parent(
+    ondisk.FORMAT,
+    "A VHDX of any kind; the new disk has its size, sectors and disk identifier, and records its data write GUID.",
 )
-BACKING_FMT = Option("backing_fmt", "str", "Must be 'vhdx' if present", default=ondisk.FORMAT, extension=True)
-PREALLOCATION = Option(
-    "preallocation",
-    "choice",
-    "Preallocation mode (allowed values: off, metadata, falloc, full)",
-    default="off",
-    choices=("off", "metadata", "falloc", "full"),
-    extension=True,
-    note="metadata: all blocks are in the file and take no space yet; falloc, full: they take it.",
+PREALLOCATION = preallocation(
+    "metadata: all blocks are in the file and take no space yet; falloc, full: they take it.",
 )
 
 #: In qemu-img's order, which is that of its Formatting line; then our own.

@@ -7,7 +7,7 @@ written into the descriptor as text can neither end its line nor its quotes.
 from __future__ import annotations
 
 from instar.core.errors import OptionError, printable
-from instar.core.options import Option
+from instar.core.options import Option, preallocation
 from instar.core.plan import Companion
 from instar.core.units import MiB, align_up, ceil_div, format_size, is_power_of_two
 from instar.formats.vmdk import split
@@ -84,14 +84,8 @@ ZEROED_GRAIN = Option(
     default=False,
     note="Header version 2; VMware products from 2012 on read it.",
 )
-PREALLOCATION = Option(
-    "preallocation",
-    "choice",
-    "Preallocation mode (allowed values: off, metadata, falloc, full)",
-    default="off",
-    choices=("off", "metadata", "falloc", "full"),
-    extension=True,
-    note="metadata: every grain has its place. falloc, full: as well, the space is reserved, or made zero. Flat"
+PREALLOCATION = preallocation(
+    "metadata: every grain has its place. falloc, full: as well, the space is reserved, or made zero. Flat"
     " disks take falloc and full; streamOptimized none. (qemu-img ignores it.)",
 )
 GRAIN_SIZE = Option(

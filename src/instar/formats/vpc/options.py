@@ -6,7 +6,7 @@ Law: the rules are judged in qemu-img's order, so that of two mistakes the same 
 from __future__ import annotations
 
 from instar.core.errors import OptionError, printable
-from instar.core.options import Option
+from instar.core.options import Option, parent, preallocation
 from instar.core.units import format_size, is_power_of_two
 from instar.core.winpath import to_windows
 from instar.formats.vpc.geometry import fit, too_large
@@ -42,22 +42,9 @@ BLOCK_SIZE = Option(
     extension=True,
     note="A power of two from 512 KiB to 256 MiB. Hyper-V takes 512 KiB and 2 MiB.",
 )
-BACKING_FILE = Option(
-    "backing_file",
-    "str",
-    "File name of the parent of a differencing disk",
-    extension=True,
-    note="A VHD of any kind; the new disk has its size and records its identifier.",
-)
-BACKING_FMT = Option("backing_fmt", "str", "Must be 'vpc' if present", default=FORMAT, extension=True)
-PREALLOCATION = Option(
-    "preallocation",
-    "choice",
-    "Preallocation mode (allowed values: off, metadata, falloc, full)",
-    default="off",
-    choices=("off", "metadata", "falloc", "full"),
-    extension=True,
-    note="metadata: all blocks are in the file and take no space yet (dynamic only); falloc, full: they take it.",
+BACKING_FILE, BACKING_FMT = parent(FORMAT, "A VHD of any kind; the new disk has its size and records its identifier.")
+PREALLOCATION = preallocation(
+    "metadata: all blocks are in the file and take no space yet (dynamic only); falloc, full: they take it.",
 )
 
 CREATE: tuple[Option, ...] = (SIZE, SUBFORMAT, FORCE_SIZE, BLOCK_SIZE, BACKING_FILE, BACKING_FMT, PREALLOCATION)
