@@ -27,33 +27,28 @@ from tests.compat.differences import ignored, knowingly_refused, same_descriptor
 from tests.compat.versions import VERSIONS, real
 from tests.support import same_bytes
 
+from fuzz import choices
+from fuzz.choices import GiB, MiB
 from fuzz.opinions import inspected, opinions
-from instar.formats import creatable, find
-from instar.host.request import option_rows
+from instar.formats import creatable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from instar.core.options import Option
 
-KiB, MiB, GiB, TiB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 #: Above this no data is written, and contents are not compared.
 _MOST_USED = 8 * GiB
-#: Above this no space is reserved or tables filled in advance; some formats fill tables without being asked.
-_MOST_BY_OPTION = dict.fromkeys(
-    (
-        *(("preallocation", mode) for mode in ("metadata", "falloc", "full")),
-        ("static", "on"),
-        *(("subformat", kind) for kind in ("fixed", "monolithicFlat", "twoGbMaxExtentFlat")),
-    ),
-    64 * MiB,
-)
-_MOST = 1 << 62
-_MOST_BY_FORMAT = {"vmdk": 2 * TiB}
-_SIZES = (0, 1, 511, 512, 513, 64 * KiB, MiB, 10 * MiB + 512, 64 * MiB, 100 * MiB - 1, GiB, 2 * GiB, 4 * GiB, 2 * TiB)
-_SIZE_WORDS = ("1.5M", "3k", "2049b", "0x100000", "-1", "1x", "9E", "", "12M ", "1e3")
 #: Options whose values are made elsewhere, or that need a secret (which costs qemu-img seconds).
-_ELSEWHERE = ("size", "backing_file", "backing_fmt", "key-secret", "encryption", "data_file", "detached-header")
+_ELSEWHERE = (
+    "size",
+    "backing_file",
+    "backing_fmt",
+    "key-secret",
+    "encryption",
+    "data_file",
+    "detached-header",
+    "encrypt.",
+)
 _BASES = ("raw", "qcow2", "vmdk", "qed", "qcow")
 _TIMEOUT = 60
 #: Disks up to this size are read by others than qemu-img, too.
@@ -100,49 +95,18 @@ def make_case(seed: int, number: int) -> Case:
     version = chance.choice(VERSIONS)
     names = [row.name for row in creatable() if row.qemu_creatable and row.name != "luks"]
     format = chance.choice(names)
-    rows = [r for r in option_rows(format) if not r.extension and r.since <= version and not _is_elsewhere(r)]
-    options = tuple((row.name, _value(chance, row)) for row in rows if chance.random() < 0.25)
+    options = choices.options(chance, format, version, leave=_ELSEWHERE)
     if format == "qcow2" and chance.random() < 0.05:
         options += (("data_file", "d.raw"),)
-    most = min(_MOST_BY_FORMAT.get(format, _MOST), *(_MOST_BY_OPTION.get(option, _MOST) for option in options), _MOST)
-    size = _size(chance, most)
+    size = choices.size_word(chance, choices.most(format, options))
     backing: tuple[str, ...] = ()
-    if find(format).backing is not None and chance.random() < 0.25:  # type: ignore[union-attr]
+    if choices.takes_backing(format) and chance.random() < 0.25:
         base = chance.choice(_BASES)
         backing = ("-b", f"base.{base}", *(("-F", base) if chance.random() < 0.8 else ()))
         if chance.random() < 0.5:
             size = ""
     uses = tuple(_uses(chance, format)) if chance.random() < 0.7 else ()
     return Case(version, format, options, size, backing, uses)
-
-
-def _is_elsewhere(row: Option) -> bool:
-    return row.name in _ELSEWHERE or row.name.startswith("encrypt.")
-
-
-def _size(chance: random.Random, most: int) -> str:
-    kind = chance.random()
-    if kind < 0.05:
-        return chance.choice(_SIZE_WORDS)
-    if kind < 0.5:
-        return str(min(chance.choice(_SIZES), most))
-    if kind < 0.6:
-        return str(min(1 << chance.randrange(63), most) + chance.choice((-512, -1, 0, 1, 512)))
-    return str(chance.randrange(min(most, 256 * MiB)))
-
-
-def _value(chance: random.Random, row: Option) -> str:
-    if chance.random() < 0.04:
-        return chance.choice(("", "foo", "-1", "0", "99999999999999999999", "1.5", "on"))
-    if row.type == "bool":
-        return chance.choice(("on", "off"))
-    if row.choices:
-        return chance.choice((*row.choices, *row.aliases))
-    if row.type == "size":
-        return str(chance.choice((1, 1, 1, 3)) * (1 << chance.randrange(8, 27)))
-    if row.type == "num":
-        return str(chance.choice((1 << chance.randrange(8), chance.randrange(100))))
-    return chance.choice(("4", "undefined", "7", "x y", "2147483647"))
 
 
 def _uses(chance: random.Random, format: str) -> Iterator[tuple[str, ...]]:

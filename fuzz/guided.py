@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
     number = int(argv[2]) if len(argv) > 2 else time.time_ns() % (1 << 31)
     with atheris.instrument_imports(include=["instar"], exclude=_SLOW):
         target = load(name)
-        corpus = mutables(name)
+        corpus = mutables(name, real=True)
     repair = getattr(target, "repair", None)
     known = {seed.data: seed for seed in corpus}
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 REGRESSIONS = HERE / "regressions"
-#: Real images that somebody else made; a file belongs to the targets whose format its suffix names.
-IMAGES = HERE.parent / "tests" / "images"
 
 #: Seconds of processor time that no input may take; a cell that describes an image has 20.
 PATIENCE = 10.0
@@ -61,11 +59,18 @@ def load(name: str) -> ModuleType:
     return import_module(f"fuzz.targets.{name}")
 
 
-def seeds(name: str) -> list[bytes]:
-    """Return the seeds of a target: its own, files of ``tests/images``, and everything that once broke it."""
-    format = name.rpartition("_")[2]
-    files = [p for p in sorted(IMAGES.rglob(f"*.{format}")) if p.stat().st_size <= MAX_INPUT]
-    return [*load(name).seeds(), *(p.read_bytes() for p in files), *regressions(name)]
+def seeds(name: str, *, real: bool = False) -> list[bytes]:
+    """Return the seeds of a target: its own, and everything that once broke it.
+
+    ``real``: also images of its format that each qemu-img of this machine makes, with data in them.
+    """
+    kind, _, format = name.partition("_")
+    made = []
+    if real and kind in ("parse", "check", "detect"):
+        from fuzz.images import made_by_others
+
+        made = [data for data in made_by_others(format) if len(data) <= MAX_INPUT]
+    return [*load(name).seeds(), *made, *regressions(name)]
 
 
 def regressions(name: str) -> list[bytes]:
@@ -100,9 +105,9 @@ def run_one(name: str, data: bytes) -> None:
         raise Broken(name, data, error) from error
 
 
-def mutables(name: str) -> list[Mutable]:
-    """Return the seeds of a target, with what is known of their structures."""
-    return [Mutable(data, places(load(name).one_input, data)) for data in seeds(name)]
+def mutables(name: str, *, real: bool = False) -> list[Mutable]:
+    """Return the seeds of a target (see ``seeds``), with what is known of their structures."""
+    return [Mutable(data, places(load(name).one_input, data)) for data in seeds(name, real=real)]
 
 
 def run(name: str, seconds: float, number: int) -> int:
