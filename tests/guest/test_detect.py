@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support import QEMU_IMG, BytesReader, needs_qemu_img, qemu_img, qemu_info, reader
+from tests.compat.versions import programs, real
+from tests.support import QEMU_IMG, BytesReader, needs_qemu_img, qemu_img, qemu_info, reader, run
 
 from instar.core.errors import ImageError
 from instar.formats import TABLE, find
@@ -80,8 +81,6 @@ class TestSeveral:
             (((0, b"QFI\xfb\0\0\0\3"),), "qcow2"),
             (((0, b"QFI\xfb\0\0\0\0"),), "qcow2"),
             (((0, b"QFI\xfb\xff\xff\xff\xff"),), "qcow2"),
-            (((0, b"QFI\xfb\0\0\0\3"), (0x40, b"\x7f\x10\xda\xbe")), "qcow2"),
-            (((0, b"KDMV"), (0x40, b"\x7f\x10\xda\xbe")), "vmdk"),
             (((0, b"conectix"), (-512, b"koly")), "vpc"),
             (((0, b"LUKS\xba\xbe\0\1"), (-512, b"koly")), "luks"),
             (((0, DESCRIPTOR.ljust(0x40, b" ")[:0x200]), (-512, b"koly")), "vmdk"),
@@ -89,6 +88,22 @@ class TestSeveral:
     )
     def test_has_one_format_the_earliest_in_the_table(self, parts: tuple[tuple[int, bytes], ...], name: str) -> None:
         assert detect(image(*parts)).name == name
+
+    @pytest.mark.parametrize("generation", [(5, 2), (7, 2), (10, 0), (11, 1)])
+    @pytest.mark.parametrize("magic", [m for n, o, m in PROBES if o == 0])
+    def test_with_the_magic_of_vdi_is_what_that_version_of_qemu_finds_first(
+        self, magic: bytes, generation: tuple[int, int], tmp_path: Path
+    ) -> None:
+        magic += b"\0\0\0\3" if magic == b"QFI\xfb" else b""  # QEMU wants a version, too
+        both = image((0, magic.ljust(0x40, b"\0")[:0x40] + b"\x7f\x10\xda\xbe"))
+        found = detect(both, generation).name
+        assert found in ("vdi", detect(image((0, magic))).name)
+        if generation not in programs():
+            pytest.skip(f"qemu-img {generation} is not there")
+        path = tmp_path / "disk"
+        path.write_bytes(both.read(0, both.size))
+        said = run(real(generation), "info", path).stderr
+        assert ("unsupported VDI image" in said) == (found == "vdi"), said
 
     def test_is_never_raw_if_any_probe_matches(self) -> None:
         for _, offset, magic in PROBES:

@@ -79,7 +79,8 @@ class Format:
         self.unit_name = unit_name
 
 
-#: Order is the order of detection: the first row with a matching probe wins, as the highest score does in QEMU.
+#: Order is the order of detection: the first row with a matching probe wins, as the highest score does in QEMU. Magics
+#: at the start of a file exclude one another; VDI's, which stands further behind, comes where ``BEFORE_VDI`` says.
 TABLE: tuple[Format, ...] = (
     Format(
         "qcow",
@@ -174,6 +175,20 @@ TABLE: tuple[Format, ...] = (
     Format("dmg", "Apple disk image", probes=(Probe(-512, b"koly"),), qemu_creatable=False),
     Format("raw", "plain bytes", readable=True, creatable=True),
 )
+
+
+#: By the version of QEMU since which it is so: the formats for which a file is taken that has VDI's magic too. There
+#: it follows from the order in which drivers are linked.
+BEFORE_VDI: tuple[tuple[tuple[int, int], tuple[str, ...]], ...] = (
+    ((10, 0), ("vmdk", "vhdx", "vpc", "qed", "parallels")),
+    ((7, 2), ("qed", "parallels")),
+    ((0, 0), ("qcow", "qcow2", "vmdk")),
+)
+
+
+def before_vdi(generation: tuple[int, int]) -> tuple[str, ...]:
+    """Return the formats that are found before VDI by a version of QEMU."""
+    return next(names for since, names in BEFORE_VDI if generation >= since)
 
 
 def find(name: str, *, aliases: bool = True) -> Format | None:

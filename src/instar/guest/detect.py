@@ -1,16 +1,18 @@
 """Tell the format of an image from its first and last bytes.
 
-Law: the table's probes are tried in order and the first that matches decides. What matches none is raw;
-what matches a format without a reader is refused by name, never handed to the raw reader.
+Law: the table's probes are tried in order and the first that matches decides, but for VDI's, whose place depends on
+the version of QEMU. What matches none is raw; what matches a format without a reader is refused by name, never handed
+to the raw reader.
 """
 
 from __future__ import annotations
 
 import sys
 
+from instar.core import NEWEST
 from instar.core.errors import ImageError
 from instar.core.reader import read_padded
-from instar.formats import TABLE, Format, find
+from instar.formats import TABLE, Format, before_vdi, find
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,22 +24,24 @@ if TYPE_CHECKING:
 HEAD_BYTES = 4096
 
 
-def detect(image: Reader) -> Format:
-    """Return the row of the format that an image's bytes give away; raw if none does."""
+def detect(image: Reader, generation: tuple[int, int] = NEWEST) -> Format:
+    """Return the row of the format that an image's bytes give away; raw if none does.
+
+    ``generation`` is the version of QEMU whose verdict is wanted where a file has the magics of two formats.
+    """
     head = read_padded(image, 0, HEAD_BYTES)
+    found = _first(image, head)
+    if found.name not in before_vdi(generation):
+        vdi = find("vdi")
+        if vdi is not None and _matches(image, head, vdi):
+            return vdi
+    return found
+
+
+def _first(image: Reader, head: bytes) -> Format:
+    """Return the first row of the table that matches, VDI's left out."""
     for row in TABLE:
-        for probe in row.probes:
-            if probe.offset >= 0:
-                found = head[probe.offset : probe.offset + len(probe.magic)]
-            else:
-                found = (
-                    read_padded(image, image.size + probe.offset, len(probe.magic))
-                    if image.size >= -probe.offset
-                    else b""
-                )
-            if found == probe.magic:
-                return row
-        if row.name == "vmdk" and module("vmdk", "parse").is_descriptor(head):
+        if row.name != "vdi" and _matches(image, head, row):
             return row
     raw = find("raw")
     if raw is None:
@@ -45,13 +49,26 @@ def detect(image: Reader) -> Format:
     return raw
 
 
-def choose(image: Reader, name: str | None) -> Format:
+def _matches(image: Reader, head: bytes, row: Format) -> bool:
+    """Tell whether a file starts, or ends, as a format does."""
+    for probe in row.probes:
+        if probe.offset >= 0:
+            found = head[probe.offset : probe.offset + len(probe.magic)]
+        else:
+            there = image.size >= -probe.offset
+            found = read_padded(image, image.size + probe.offset, len(probe.magic)) if there else b""
+        if found == probe.magic:
+            return True
+    return bool(row.name == "vmdk" and module("vmdk", "parse").is_descriptor(head))
+
+
+def choose(image: Reader, name: str | None, generation: tuple[int, int] = NEWEST) -> Format:
     """Return the row of the format asked for, or of the one detected.
 
     Raises:
         ImageError: ``unsupported-feature``, the format is known by sight only.
     """
-    row = detect(image) if name is None else find(name)
+    row = detect(image, generation) if name is None else find(name)
     if row is None:
         raise ImageError("unsupported-feature", "image", f"there is no format '{name}'")
     if not row.readable:

@@ -51,7 +51,7 @@ def find_format(args: dict[str, Wire], image: Reader, ask: Ask) -> Format:
     Raises:
         ImageError: as ``choose``.
     """
-    row = choose(image, take_optional(args, "format", str))
+    row = choose(image, take_optional(args, "format", str), generation_of(args))
     if args.get("announce"):
         ask({"do": "format", "format": row.name})
     return row

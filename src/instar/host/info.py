@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 #: Longest backing chain that is followed; QEMU itself fails somewhere below that.
 MAX_CHAIN = 200
+#: Most snapshots, bitmaps, extents and files that are described of several images together: one image may have 65,536,
+#: and each takes a kilobyte here, which an attacker has for nothing in a sparse file.
+MAX_CHAIN_ROWS = 70_000
 
 
 class Child:
@@ -118,6 +121,12 @@ class ImageInfo:
                 if isinstance(row, dict) and isinstance(role, str) and role in names:
                     row["filename"] = names[role]
 
+    def count_rows(self) -> int:
+        """Return how many snapshots, files, and rows of what the format has beside, there are to show."""
+        data = (self.format_specific or {}).get("data")
+        lists = data.values() if isinstance(data, dict) else ()
+        return len(self.snapshots) + len(self.children) + sum(len(rows) for rows in lists if isinstance(rows, list))
+
     def seen_as_file(self) -> None:
         """Describe the file itself instead of a raw image in it: QEMU's driver ``file``."""
         self.format = "file"
@@ -202,12 +211,13 @@ def info_chain(
     """Describe an image and the chain of backing files behind it, each opened only if the gate lets it pass.
 
     Arguments and errors are those of ``info``; besides, ``ImageError`` ``denied``, ``not-found``, and ``corrupt``
-    for a chain that loops or is longer than ``MAX_CHAIN``.
+    for a chain that loops, ``too-large`` for one longer than ``MAX_CHAIN`` or with more than ``MAX_CHAIN_ROWS``.
     """
     isolation = isolation or Isolation()
     gate = Gate(strip_file_protocol(path), tuple(allow))
     chain = [_one(path, format, gate, isolation, generation, force_share)]
     seen = {chain[0].identity}
+    rows = chain[0].count_rows()
     while (top := chain[-1]).backing_filename is not None and top.full_backing_filename is not None:
         backing = next(r for r in top.references if r.role == "backing")
         if len(chain) >= MAX_CHAIN:
@@ -234,6 +244,16 @@ def info_chain(
                 path=path,
             )
         seen.add(layer.identity)
+        rows += layer.count_rows()
+        if rows > MAX_CHAIN_ROWS:
+            raise ImageError(
+                "too-large",
+                "backing chain",
+                "its images together have too many snapshots, bitmaps and files to be described",
+                value=rows,
+                limit=MAX_CHAIN_ROWS,
+                path=path,
+            )
         wanted, given = top.extra.get("parent_identity"), layer.extra.get("identity")
         if isinstance(wanted, bytes):
             top.parent_fits = isinstance(given, bytes) and given.startswith(wanted)

@@ -719,3 +719,17 @@ def test_version_2_has_no_features() -> None:
     """What stands where version 3 has its feature bits is not looked at."""
     found = facts(changed(planned(options="compat=0.10"), incompatible_features=0x1234567F << 32))
     assert (found.dirty, found.corrupt) == (False, False)
+
+
+@pytest.mark.parametrize(("length", "shown"), [(64, True), (65, False)])
+def test_rejects_snapshots_whose_names_are_too_long_together(length: int, shown: bool) -> None:
+    """65,536 names of 382 characters would be 150 MB of JSON, and more memory than that here."""
+    row = snapshot_table([(ENTRY, bytes(16), b"1", b"x" * (length - 1))])
+    count = 65536
+    image = with_snapshots(planned(MiB), (row + bytes(-len(row) % 8)) * count, count)
+    if shown:
+        assert len(info(reader(image), [], generation=NOW).snapshots) == count
+    else:
+        with pytest.raises(ImageError, match="too large to be shown") as caught:
+            info(reader(image), [], generation=NOW)
+        assert caught.value.kind == "too-large"

@@ -6,6 +6,7 @@ is judged as a whole; work and memory are bounded by named limits (specification
 
 from __future__ import annotations
 
+from instar.core.finding import MAX_FINDINGS
 from instar.core.reader import MAX_READ, Ahead, read_padded, table
 from instar.formats.qcow2.bulk import ones, ramp
 from instar.formats.qcow2.header import bad
@@ -42,6 +43,10 @@ PIECE = 64
 #: L2 tables whose first entry stands for all are remembered, so that they need not be read again.
 _MAX_SERIES = 1 << 16
 _OFFSETS_END = 1 << 56
+#: From so many entries for each table on, a piece of an L1 table is judged by the tables that it names.
+_REPEATS = 2
+#: Pieces of up to so many entries are judged one by one: 8 TiB in clusters of 64 KiB.
+_ONE_BY_ONE = 1 << 14
 
 
 class Clusters:
@@ -107,26 +112,46 @@ class Clusters:
         if self._l1_budget < 0:
             limit = MAX_CHECKED_L1_ENTRIES
             raise bad("too-large", structure, "the L1 tables of all snapshots together are too large", limit=limit)
+        for place, entry, count in self.l1_rows(offset, size):
+            while count > 1 and len(self._report.findings) < MAX_FINDINGS and self._is_odd(entry, count):
+                self._l1_entry(structure, place, entry, 1, active)
+                count -= 1
+            if count:
+                self._l1_entry(structure, place, entry, count, active)
+        return counted
+
+    def _is_odd(self, entry: int, count: int) -> bool:
+        """Tell whether so many pointers to a table make findings, each of which is to be seen."""
+        start = entry & L1_OFFSET_MASK
+        unaligned = start & self._image.cluster_size - 1
+        references = self._references
+        cluster = start >> self._image.cluster_bits
+        if entry & L1_RESERVED_MASK or unaligned or cluster >= references.inside:
+            return True
+        return references.get(cluster) + count > references.maximum
+
+    def _l1_entry(self, structure: str, place: int, entry: int, count: int, active: bool) -> None:
+        """Judge ``count`` L1 entries that are alike, and count what they name; the first of them is at ``place``."""
         image = self._image
         bits, mask = image.cluster_bits, image.cluster_size - 1
-        for place, entry in self.l1_entries(offset, size):
-            if entry & L1_RESERVED_MASK:
-                detail = f"an L1 entry has reserved bits ({entry:#x})"
-                code = "qcow2-l1-reserved"
-                self._report.add("corruption", structure, detail, offset=place, code=code, values=(entry,))
-            start = entry & L1_OFFSET_MASK
-            before = self._references.get(start >> bits)
-            inside = self._references.region("L2 table", start, image.cluster_size)
-            if start & mask:
-                detail = f"an L1 entry is not a multiple of the cluster size ({entry:#x})"
-                code = "qcow2-l1-unaligned"
-                self._report.add("corruption", structure, detail, offset=place, code=code, values=(start,))
-                self._remember_unaligned(start, active)
-            elif before and inside:
-                self._share(start >> bits, active)
-            else:
-                self._table(start, 1, int(active))
-        return counted
+        if entry & L1_RESERVED_MASK:
+            detail = f"an L1 entry has reserved bits ({entry:#x})"
+            code = "qcow2-l1-reserved"
+            self._report.add("corruption", structure, detail, offset=place, count=count, code=code, values=(entry,))
+        start = entry & L1_OFFSET_MASK
+        before = self._references.get(start >> bits)
+        inside = self._references.region("L2 table", start, image.cluster_size, count)
+        if start & mask:
+            detail = f"an L1 entry is not a multiple of the cluster size ({entry:#x})"
+            code = "qcow2-l1-unaligned"
+            self._report.add("corruption", structure, detail, offset=place, count=count, code=code, values=(start,))
+            self._remember_unaligned(start, count, active)
+            return
+        if not (before and inside):
+            count -= inside
+            self._table(start, 1 if inside else count, int(active) * (1 if inside else count))
+        if count and inside:
+            self._share(start >> bits, count, active)
 
     def finish(self) -> None:
         """Count what the tables map that several entries point to. No table may be walked afterwards."""
@@ -151,36 +176,49 @@ class Clusters:
         return offset >> self._image.cluster_bits in self._shared[0] or offset in self._unaligned
 
     def active_tables(self) -> Iterator[int]:
-        """Yield the host cluster of each L2 table that the active L1 table names."""
+        """Yield the host cluster of each L2 table that the active L1 table names, perhaps more than once."""
         image = self._image
-        for _, entry in self.l1_entries(image.l1_table_offset, image.l1_size):
+        for _, entry, _ in self.l1_rows(image.l1_table_offset, image.l1_size):
             start = entry & L1_OFFSET_MASK
             if start and not start & image.cluster_size - 1:
                 yield start >> image.cluster_bits
 
-    def l1_entries(self, offset: int, size: int) -> Iterator[tuple[int, int]]:
-        """Yield host offset and value of the entries that are not zero."""
+    def l1_rows(self, offset: int, size: int) -> Iterator[tuple[int, int, int]]:
+        """Yield host offset and value of the entries that are not zero, and how many.
+
+        That is one, but for a large piece of a table that has the same entries again and again: what it has is yielded
+        once, with its first place.
+        """
+        for start, entries in self._l1_pieces(offset, size):
+            rows = _repeated(entries) if len(entries) > _ONE_BY_ONE else None
+            if rows is None:
+                for index, entry in enumerate(entries):
+                    if entry:
+                        yield start + index * L1_ENTRY_SIZE, entry, 1
+            else:
+                for entry, (index, count) in rows.items():
+                    yield start + index * L1_ENTRY_SIZE, entry, count
+
+    def _l1_pieces(self, offset: int, size: int) -> Iterator[tuple[int, array[int]]]:
+        """Yield the parts of an L1 table that are not all zeros, and where they start."""
         end = min(offset + size * L1_ENTRY_SIZE, self._image.file_end)
         for start in range(offset, end, MAX_READ):
             data = read_padded(self._image.reader, start, min(MAX_READ, end - start))
-            if data == bytes(len(data)):
-                continue
-            for index, entry in enumerate(table(data, "Q", ">")):
-                if entry:
-                    yield start + index * L1_ENTRY_SIZE, entry
+            if data != bytes(len(data)):
+                yield start, table(data, "Q", ">")
 
-    def _share(self, cluster: int, active: bool) -> None:
+    def _share(self, cluster: int, count: int, active: bool) -> None:
         if active and len(self.twice) < MAX_UNALIGNED_TABLES:
             self.twice.append(cluster)
         shared = self._shared[not active]
-        shared[cluster] = shared.get(cluster, 0) + 1
+        shared[cluster] = shared.get(cluster, 0) + count
         if len(shared) > MAX_SHARED_TABLES:
             detail = "too many L2 tables are used more than once"
             raise bad("too-large", "L2 table", detail, limit=MAX_SHARED_TABLES)
 
-    def _remember_unaligned(self, offset: int, active: bool) -> None:
+    def _remember_unaligned(self, offset: int, count: int, active: bool) -> None:
         counts = self._unaligned.setdefault(offset, [0, 0])
-        counts[not active] += 1
+        counts[not active] += count
         if len(self._unaligned) > MAX_UNALIGNED_TABLES:
             detail = "too many L2 tables do not start at a multiple of the cluster size"
             raise bad("too-large", "L2 table", detail, limit=MAX_UNALIGNED_TABLES)
@@ -422,3 +460,18 @@ class Clusters:
         offset = place + index * self._image.entry_size
         code = f"qcow2-l2-{code}"
         self._report.add("corruption", "L2 table", detail, offset=offset, count=weight, code=code, values=values)
+
+
+def _repeated(entries: array[int]) -> dict[int, tuple[int, int]] | None:
+    """Return the entries that are not zero, each with its first place and how often it is there.
+
+    ``None`` if they are not the same again and again, as in all images that nobody wants to cost time with.
+    """
+    if len(set(entries)) * _REPEATS > len(entries):
+        return None
+    found: dict[int, tuple[int, int]] = {}
+    for index, entry in enumerate(entries):
+        if entry:
+            first, count = found.get(entry, (index, 0))
+            found[entry] = first, count + 1
+    return found

@@ -39,7 +39,7 @@ class CopiedFlags:
     def run(self) -> None:
         """Report every flag that is wrong."""
         image = self._image
-        for place, entry in self._clusters.l1_entries(image.l1_table_offset, image.l1_size):
+        for place, entry, count in self._clusters.l1_rows(image.l1_table_offset, image.l1_size):
             offset = entry & L1_OFFSET_MASK
             if not offset:
                 continue
@@ -48,16 +48,17 @@ class CopiedFlags:
                 continue
             if (refcount == 1) != bool(entry & COPIED):
                 index = (place - image.l1_table_offset) // L1_ENTRY_SIZE
-                self._wrong("Active L1 table", place, entry, refcount, "l1", (index, entry, refcount))
-            if offset in self._done:
-                if self._done[offset]:
-                    detail = "the same L2 table again: its copied flags are wrong"
-                    self._report.add("corruption", "L2 table", detail, offset=offset, count=self._done[offset])
-                continue
-            before = self._report.corruptions
-            self._table(offset)
-            if self._clusters.repeated(offset):
-                self._done[offset] = self._report.corruptions - before
+                self._wrong("Active L1 table", place, entry, refcount, "l1", (index, entry, refcount), count)
+            if offset not in self._done:
+                before = self._report.corruptions
+                self._table(offset)
+                if self._clusters.repeated(offset):
+                    self._done[offset] = self._report.corruptions - before
+                count -= 1
+            again = self._done.get(offset, 0) * count
+            if again:
+                detail = "the same L2 table again: its copied flags are wrong"
+                self._report.add("corruption", "L2 table", detail, offset=offset, count=again)
 
     def _table(self, offset: int) -> None:
         image = self._image
@@ -132,8 +133,17 @@ class CopiedFlags:
         if refcount is not None and (refcount == 1) != bool(entry & COPIED):
             self._wrong("L2 table", place, entry, refcount, "l2", (entry, refcount))
 
-    def _wrong(self, structure: str, place: int, entry: int, refcount: int, code: str, values: tuple[int, ...]) -> None:
+    def _wrong(
+        self,
+        structure: str,
+        place: int,
+        entry: int,
+        refcount: int,
+        code: str,
+        values: tuple[int, ...],
+        count: int = 1,
+    ) -> None:
         state = "is set" if entry & COPIED else "is not set"
         detail = f"the copied flag of {entry:#x} {state}, but the refcount is {refcount}"
         code = f"qcow2-copied-{code}"
-        self._report.add("corruption", structure, detail, offset=place, code=code, values=values)
+        self._report.add("corruption", structure, detail, offset=place, count=count, code=code, values=values)

@@ -317,6 +317,11 @@ MAX_BITMAP_BYTES = 0x20000000
 
 # --- limits of a reader --------------------------------------------------------------------------------
 
+#: What is shown of snapshots and bitmaps together, in characters of their names and ``SHOWN_ROW`` for each: as many
+#: snapshots as there may be, with names of 64. A character may take six bytes in the output, and four in memory.
+MAX_SHOWN = 8 * MiB
+SHOWN_ROW = 64
+
 #: QEMU: no file or disk is longer; INT64_MAX rounded down to 1 GiB, its largest alignment.
 MAX_LENGTH = 0x7FFFFFFFC0000000
 #: QEMU counts the clusters of a file in an int when it checks references.

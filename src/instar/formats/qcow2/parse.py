@@ -10,16 +10,22 @@ from instar.core.image import ImageFacts, Reference
 from instar.formats.qcow2.bitmap import read_bitmaps
 from instar.formats.qcow2.header import bad, open_image
 from instar.formats.qcow2.luks import describe
-from instar.formats.qcow2.ondisk import COMPATIBLE_LAZY_REFCOUNTS, CRYPT_AES, CRYPT_LUKS, FORMAT
+from instar.formats.qcow2.ondisk import (
+    COMPATIBLE_LAZY_REFCOUNTS,
+    CRYPT_AES,
+    CRYPT_LUKS,
+    FORMAT,
+    MAX_SHOWN,
+    SHOWN_ROW,
+)
 from instar.formats.qcow2.snapshot import read_snapshots
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from instar.core.reader import Reader
     from instar.core.wire import Wire
-    from instar.formats.qcow2.bitmap import Bitmap
     from instar.formats.qcow2.header import Image
 
 
@@ -35,8 +41,9 @@ def info(image: Reader, parts: Sequence[Reader | None], *, generation: tuple[int
     opened = open_image(image)
     encrypt = _encrypt(opened, generation)
     # A table that cannot be read refuses the image, also where QEMU then shows no snapshots.
-    snapshots = [row.facts() for row in read_snapshots(opened)]
-    bitmaps = read_bitmaps(opened)
+    room = _Room()
+    snapshots = list(room.take("Snapshot table", (row.facts() for row in read_snapshots(opened))))
+    bitmaps: list[Wire] = list(room.take("Bitmap directory", (bitmap.facts() for bitmap in read_bitmaps(opened))))
     references = []
     if opened.has_data_file and opened.data_file:
         references.append(Reference("data-file", opened.data_file, format="raw"))
@@ -68,14 +75,14 @@ def _encrypt(opened: Image, generation: tuple[int, int]) -> dict[str, Wire] | No
     return None
 
 
-def _specific(opened: Image, encrypt: dict[str, Wire] | None, bitmaps: list[Bitmap]) -> dict[str, Wire]:
+def _specific(opened: Image, encrypt: dict[str, Wire] | None, bitmaps: list[Wire]) -> dict[str, Wire]:
     """Return ``format-specific`` with its keys in QEMU's order."""
     data: dict[str, Wire] = {"compat": "1.1" if opened.version == 3 else "0.10"}
     data["compression-type"] = opened.compression
     if opened.version == 3:
         data["lazy-refcounts"] = bool(opened.compatible & COMPATIBLE_LAZY_REFCOUNTS)
         if bitmaps:
-            data["bitmaps"] = [bitmap.facts() for bitmap in bitmaps]
+            data["bitmaps"] = bitmaps
     data["refcount-bits"] = opened.refcount_bits
     if opened.version == 3 and opened.data_file is not None:
         data["data-file"] = _text(opened.data_file)
@@ -87,6 +94,25 @@ def _specific(opened: Image, encrypt: dict[str, Wire] | None, bitmaps: list[Bitm
         data["corrupt"] = opened.corrupt
         data["extended-l2"] = opened.extended_l2
     return {"type": FORMAT, "data": data}
+
+
+class _Room:
+    """How much of snapshots and bitmaps can still be shown."""
+
+    def __init__(self) -> None:
+        self._left = MAX_SHOWN
+
+    def take(self, structure: str, rows: Iterable[dict[str, Wire]]) -> Iterator[dict[str, Wire]]:
+        """Yield rows as long as there is room.
+
+        Raises:
+            ImageError: ``too-large``: there is no more.
+        """
+        for row in rows:
+            self._left -= SHOWN_ROW + sum(len(value) for value in row.values() if isinstance(value, str))
+            if self._left < 0:
+                raise bad("too-large", structure, "it is too large to be shown", limit=MAX_SHOWN)
+            yield row
 
 
 def _text(name: bytes | None) -> str | None:

@@ -41,6 +41,7 @@ class References:
     Attributes:
         clusters: length of the file in clusters; a reference to the rest of the last one lengthens it.
         inside: the same, but never lengthened: a whole cluster must lie before it.
+        maximum: the largest count that a refcount of the image can store.
         pages: page number to counts; a page that is not there is all zeros.
     """
 
@@ -50,12 +51,12 @@ class References:
         "_ceiling",
         "_end",
         "_large",
-        "_maximum",
         "_mutable",
         "_report",
         "_size",
         "clusters",
         "inside",
+        "maximum",
         "pages",
     )
 
@@ -64,8 +65,8 @@ class References:
         self._bits = image.cluster_bits
         self._size = image.cluster_size
         self._end = image.file_end
-        self._maximum = (1 << image.refcount_bits) - 1
-        self._ceiling = min(self._maximum, LARGE - 1)
+        self.maximum = (1 << image.refcount_bits) - 1
+        self._ceiling = min(self.maximum, LARGE - 1)
         self.inside = -(-image.file_end // image.cluster_size)
         self.clusters = self.inside
         self.pages: dict[int, bytes | bytearray] = {}
@@ -198,14 +199,14 @@ class References:
         for at in places:
             cluster = number * PAGE + at
             new = (self._large[cluster] if page[at] == LARGE else page[at]) + weight
-            if new > self._maximum:
+            if new > self.maximum:
                 offset = cluster << self._bits
-                detail = f"a cluster has more references than its refcount can count ({self._maximum})"
-                code, over = "qcow2-refcount-overflow", new - self._maximum
+                detail = f"a cluster has more references than its refcount can count ({self.maximum})"
+                code, over = "qcow2-refcount-overflow", new - self.maximum
                 self._report.add(
                     "corruption", structure, detail, offset=offset, count=over, code=code, values=(offset,)
                 )
-                new = self._maximum
+                new = self.maximum
             if new >= LARGE:
                 self._large[cluster] = new
             page[at] = min(new, LARGE)
