@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.cli.dialect.differences import comparable, expected
-from tests.cli.dialect.world import call, plain
-from tests.compat.differences import ignored, knowingly_refused, same_descriptor
+from tests.cli.dialect.world import call
+from tests.compat.differences import ignored, knowingly_refused, plain, same_descriptor, without_cid
 from tests.compat.versions import VERSIONS, real
 from tests.support import same_bytes
 
@@ -57,9 +57,7 @@ _MOST_READ = 16 * MiB
 CANNOT_OPEN = ("Unsupported image type 'monolithicSparse'", "QED table offset is invalid")
 NODE = re.compile(r"#block\d+")
 HINT = re.compile(r"qemu-img: warning: Failed to set extent size hint: .*\n")
-DATE = re.compile(r'"date-n?sec": \d+,')
 LEAKED = "'qemu-img check -r' on the image file to fix."
-CID = re.compile(rb"\nCID=[0-9a-f]{1,8}\n")
 
 
 class Case(NamedTuple):
@@ -178,11 +176,11 @@ def play(case: Case, folder: Path) -> bool:
     if sorted(path.name for path in ours.iterdir()) != names:
         raise Difference(f"files: ours {sorted(os.listdir(ours))}, theirs {names}")
     for name in names:
-        if (ours / name).stat().st_size != (theirs / name).stat().st_size:
+        if _length(ours / name) != _length(theirs / name):
             raise Difference(f"length of {name}: {(ours / name).stat().st_size}, {(theirs / name).stat().st_size}")
         if not _may_differ(case):
             _same_bytes(case, ours / name, theirs / name)
-    size = _describe(case, program, ours, theirs)
+    size = _describe(case, program, ours)  # the other one is the same bytes
     if size <= _MOST_USED:
         for use in case.uses:
             words = [use[0], *(["-f", case.format] if use[0] == "qemu-io" else []), *use[1:]]
@@ -192,6 +190,14 @@ def play(case: Case, folder: Path) -> bool:
             _describe(case, program, ours, theirs)
         _compare_contents(case, size, ours, theirs)
     return True
+
+
+def _length(path: Path) -> int:
+    """Return the length of a file, for a VMDK's descriptor without its CID, which may have fewer digits."""
+    size = path.stat().st_size
+    if size < 1 << 16 and path.read_bytes().startswith(b"# Di"):
+        return len(without_cid(path.read_bytes()))
+    return size
 
 
 def _compare_contents(case: Case, size: int, ours: Path, theirs: Path) -> None:
@@ -209,7 +215,7 @@ def _compare_contents(case: Case, size: int, ours: Path, theirs: Path) -> None:
         raise Difference(f"contents: {done[1]}{done[2]}")
     _same("the inspector's format", inspected(ours / "t"), inspected(theirs / "t"))
     if size > _MOST_READ or case.backing or done[0] or ("extended_l2", "on") in case.options:
-        return  # (readers of the others' go round for ever in extended L2 entries)
+        return  # one of the others goes round for ever in extended L2 entries
     if any(key == "data_file" for key, _ in case.options):
         return
     _same("what others read", opinions(case.format, ours / "t"), opinions(case.format, theirs / "t"))
@@ -227,7 +233,7 @@ def _same_bytes(case: Case, ours: Path, theirs: Path) -> None:
         if head == b"KDMV":
             same_bytes(ours, theirs, ignore=same_descriptor(ours, theirs))
         elif head == b"# Di":
-            left, right = (CID.sub(b"", path.read_bytes()) for path in (ours, theirs))
+            left, right = (without_cid(path.read_bytes()) for path in (ours, theirs))
             _same(ours.name, left, right)
         else:
             same_bytes(ours, theirs, ignore=ignored(case.format, theirs) if theirs.name == "t" else ())
@@ -240,11 +246,11 @@ def _may_differ(case: Case) -> bool:
     return case.format == "qcow2" and dict(case.options).get("preallocation", "off") != "off"
 
 
-def _describe(case: Case, program: str, ours: Path, theirs: Path) -> int:
-    """Have both programs describe and check both images; return the size of the disk."""
+def _describe(case: Case, program: str, *places: Path) -> int:
+    """Have both programs describe and check the images at all places; return the size of the disk."""
     told = []
     size = 0
-    for place in (ours, theirs):
+    for place in places:
         for words in (["info", "--output=json", "-f", case.format, "t"], ["check", "-f", case.format, "t"]):
             _settle(place)
             own, real_ = call(words, case.version, place), _run([program, *words], place)
@@ -253,8 +259,8 @@ def _describe(case: Case, program: str, ours: Path, theirs: Path) -> int:
             told.append(_plain(real_))
             if words[0] == "info" and not real_[0]:
                 size = json.loads(real_[1])["virtual-size"]
-    if not _may_differ(case):
-        _same("what qemu-img says of both", (told[0], told[1]), (told[2], told[3]))
+    if len(places) > 1 and not _may_differ(case):
+        _same("what qemu-img says of both", told[:2], told[2:])
     return size
 
 
@@ -266,7 +272,7 @@ def _settle(place: Path) -> None:
 
 
 def _plain(answer: tuple[int, str, str]) -> tuple[int, str, str]:
-    return answer[0], DATE.sub("", plain(answer[1])), plain(answer[2])
+    return answer[0], plain(answer[1]), plain(answer[2])
 
 
 def _lines(answer: tuple[int, str, str]) -> tuple[int, str, str]:

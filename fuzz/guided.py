@@ -18,14 +18,18 @@ import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]
 _SLOW = ["instar.formats.vhdx.crc32c"]
 
 with atheris.instrument_imports(include=["instar"], exclude=_SLOW):
-    import fuzz.targets  # noqa: F401
+    import fuzz.runner
+    import fuzz.targets
     from fuzz.runner import MAX_INPUT, REGRESSIONS, Broken, Mutable, load, mutables, run_one
 
 _OWN_MUTATIONS = 0.6
+#: Instrumented code takes so many times as long.
+_SLOWER = 4
 
 
 def main(argv: list[str]) -> None:
     """Fuzz one target; does not return: libFuzzer ends the process, with its statistics on standard error."""
+    fuzz.runner.PATIENCE *= _SLOWER
     name, seconds = argv[0], int(float(argv[1]))
     number = int(argv[2]) if len(argv) > 2 else time.time_ns() % (1 << 31)
     with atheris.instrument_imports(include=["instar"], exclude=_SLOW):

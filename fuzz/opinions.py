@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import signal
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _STEP = 1 << 20
+#: Seconds that a reader may take for an image.
+_PATIENCE = 10
 _LIBYAL = {"qcow2": "pyqcow", "qcow": "pyqcow", "vmdk": "pyvmdk", "vpc": "pyvhdi", "vhdx": "pyvhdi"}
 _DISSECT = {
     "qcow2": ("dissect.hypervisor.disk.qcow2", "QCow2"),
@@ -30,11 +33,20 @@ def opinions(format: str, path: Path) -> dict[str, tuple[int, str] | str]:
     """Return what each reader that is installed makes of an image."""
     found: dict[str, tuple[int, str] | str] = {}
     for name, read in (("libyal", _libyal), ("dissect", _dissect)):
+        # They fail in many ways, and some go round for ever.
+        signal.signal(signal.SIGALRM, _too_long)
+        signal.alarm(_PATIENCE)
         try:
             found[name] = read(format, path)
-        except Exception as error:  # they fail in many ways
+        except Exception as error:
             found[name] = type(error).__name__
+        finally:
+            signal.alarm(0)
     return found
+
+
+def _too_long(_number: int, _frame: object) -> None:
+    raise TimeoutError
 
 
 def _digest(size: int, read: Callable[[int, int], bytes]) -> tuple[int, str]:

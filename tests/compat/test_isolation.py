@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import struct
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.compat.cases import MiB, cases
+from tests.compat.differences import without_storage
 from tests.sandbox.backends import needs_kvm
 from tests.sandbox.surroundings import CANNOT
 from tests.support import extents, needs_qemu_img, qemu_img, run, same_bytes
@@ -35,8 +35,6 @@ pytestmark = needs_kvm
 
 KINDS = ("kvm", "process")
 FORMATS = ("qcow2", "vmdk", "vpc", "vhdx")
-#: What the host says of a file's storage, which changes while the system writes it to its disk.
-_STORAGE = re.compile(r'(?m)(^ *disk size: |"actual-size": ).*$')
 
 
 def sample() -> list[Case]:
@@ -67,7 +65,8 @@ def test_image_and_words_are_the_same(
 
     def command(kind: str, *words: str) -> None:
         code = main(["instar", f"--isolation={kind}", *words])
-        said[kind].append((code, *(_STORAGE.sub("", text) for text in capfd.readouterr())))
+        # What the host says of a file's storage changes while the system writes it to its disk.
+        said[kind].append((code, *map(without_storage, capfd.readouterr())))
 
     options = ["-o", ",".join(f"{k}={v}" for k, v in case.options)] if case.options else []
     if case.backing:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.compat.differences import without_cid
 from tests.compat.versions import VERSIONS, programs, real
 from tests.support import extents, instar, needs_qemu_img, needs_qemu_io, qemu_img, run, same_bytes
 
@@ -41,7 +41,7 @@ def theirs(folder: Path, size: int, subformat: str, name: str = "d.vmdk", *, pro
 
 def text_of(path: Path) -> bytes:
     """Return a descriptor but for its CID, which may have fewer than 8 digits, and what 5.2 does not write."""
-    return re.sub(rb'\nCID=[0-9a-f]{1,8}\n|\nddb.toolsVersion = "2147483647"\n', b"\n", path.read_bytes())
+    return without_cid(path.read_bytes()).replace(b'ddb.toolsVersion = "2147483647"\n', b"")
 
 
 def compare(left: Path, right: Path) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Since this version ``info`` lists the files an image consists of.
 CHILDREN_SINCE = (8, 0)
+#: Since this version it tells of a qcow2 image that it was not closed.
+_OPEN_QCOW2_SINCE = (6, 1)
 
 
 def info_object(image: ImageInfo, generation: tuple[int, int]) -> dict[str, object]:
@@ -28,7 +30,7 @@ def info_object(image: ImageInfo, generation: tuple[int, int]) -> dict[str, obje
         "actual-size": image.actual_size,
     }
     if image.has_dirty_flag:
-        top["dirty-flag"] = image.dirty
+        top["dirty-flag"] = _told_dirty(image, generation)
     if image.cluster_size is not None:
         top["cluster-size"] = image.cluster_size
     if image.encrypted:
@@ -47,6 +49,10 @@ def info_object(image: ImageInfo, generation: tuple[int, int]) -> dict[str, obje
     if generation >= CHILDREN_SINCE:
         top["children"] = [{"name": child.name, "info": _child_object(child)} for child in image.children]
     return top
+
+
+def _told_dirty(image: ImageInfo, generation: tuple[int, int]) -> bool:
+    return image.dirty and (image.format != "qcow2" or generation >= _OPEN_QCOW2_SINCE)
 
 
 def _child_object(child: Child) -> dict[str, object]:
@@ -76,7 +82,7 @@ def info_text(image: ImageInfo, generation: tuple[int, int]) -> str:
         lines.append("encrypted: yes")
     if image.cluster_size is not None:
         lines.append(f"cluster_size: {image.cluster_size}")
-    if image.has_dirty_flag and image.dirty:
+    if image.has_dirty_flag and _told_dirty(image, generation):
         lines.append("cleanly shut down: no")
     if image.backing_filename is not None:
         line = f"backing file: {printable(image.backing_filename)}"

@@ -6,18 +6,16 @@ without what is random or dated and without bytes of storage, which the file sys
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import os
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.compat.differences import ignored
+from tests.compat.differences import plain, told_of
 
 import instar
 from instar.cli.main import main
@@ -27,19 +25,9 @@ if TYPE_CHECKING:
 
 Version = tuple[int, int]
 
-_BLOCK = 1 << 16
-_ZEROS = bytes(_BLOCK)
 _MIB = 1 << 20
-#: VirtualBox's two random identifiers in a VDI header.
-_VDI_IDENTITY = (0x188, 0x1A8)
-
-_RANDOM = (
-    (re.compile(r'"(actual-size|iters|master-key-iters|cid)": \d+'), r'"\1": 0'),
-    (re.compile(r"^( *)(iters|master key iters|cid): \d+$", re.M), r"\1\2: 0"),
-    (re.compile(r'("parent-cid"|parent cid): (?!4294967295\b)\d+'), r"\1: 0"),
-    (re.compile(r"disk size: .*"), "disk size: 0"),
-    (re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"), "UUID"),
-)
+#: What 7.2 says now and then, when it cannot measure how fast it derives keys.
+BY_CHANCE = "accurate CPU usage"
 
 
 class World:
@@ -93,20 +81,12 @@ class World:
     def theirs(self, arguments: Sequence[str], program: str) -> dict[str, Any]:
         """Run a line through a real qemu-img."""
 
-        def once(words: Sequence[str]) -> tuple[int, str, str]:
-            data: list[str | bytes] = [program, *(word.encode("utf-8", "surrogateescape") for word in words)]
-            how: dict[str, Any] = {"cwd": self.folder, "capture_output": True, "stdin": subprocess.DEVNULL}
-            done = subprocess.run(data, timeout=60, check=False, **how)
-            out, err = (text.decode("utf-8", "surrogateescape") for text in (done.stdout, done.stderr))
-            return done.returncode, out, err
-
         for _ in range(5):
-            code, out, err = once(arguments)
-            # 7.2 now and then cannot measure how fast it derives keys.
-            if "accurate CPU usage" not in err:
+            code, out, err = answer_of(program, arguments, self.folder)
+            if BY_CHANCE not in err:
                 break
             self.changes()
-        return self._told(arguments, code, out, err, once)
+        return self._told(arguments, code, out, err, lambda words: answer_of(program, words, self.folder))
 
     def _told(self, arguments: Sequence[str], code: int, out: str, err: str, once: Any) -> dict[str, Any]:
         told: dict[str, Any] = {"code": code, "out": plain(out), "err": plain(err)}
@@ -122,11 +102,13 @@ class World:
         return told
 
 
-def plain(text: str) -> str:
-    """Return an output without what is random or dated."""
-    for pattern, instead in _RANDOM:
-        text = pattern.sub(instead, text)
-    return text
+def answer_of(program: str, arguments: Sequence[str], folder: Path) -> tuple[int, str, str]:
+    """Run a real program; return exit code, standard output, standard error."""
+    data: list[str | bytes] = [program, *(word.encode("utf-8", "surrogateescape") for word in arguments)]
+    how: dict[str, Any] = {"cwd": folder, "capture_output": True, "stdin": subprocess.DEVNULL}
+    done = subprocess.run(data, timeout=60, check=False, **how)
+    out, err = (text.decode("utf-8", "surrogateescape") for text in (done.stdout, done.stderr))
+    return done.returncode, out, err
 
 
 def call(arguments: Sequence[str], version: Version, folder: Path) -> tuple[int, str, str]:
@@ -157,54 +139,6 @@ def _bytes(stream: io.TextIOWrapper) -> bytes:
     buffer = stream.buffer
     assert isinstance(buffer, io.BytesIO)
     return buffer.getvalue()
-
-
-def told_of(path: Path) -> list[Any]:
-    """Return length and digest of a file."""
-    size = path.stat().st_size
-    if size < 64 << 10 and path.read_bytes().startswith(b"# Disk Desc"):
-        size = len(_without_cid(path.read_bytes()))
-    return [size, digest(path)]
-
-
-def _without_cid(data: bytes) -> bytes:
-    return re.sub(rb"CID=(?!ffffffff)[0-9a-f]{1,8}\n", b"CID=\n", data)
-
-
-def digest(path: Path) -> str:
-    """Return a digest of what is not zero in a file, ``random`` where too much of it is."""
-    with path.open("rb") as file:
-        fd = file.fileno()
-        size = os.fstat(fd).st_size
-        head, tail = os.pread(fd, 4096, 0), os.pread(fd, 512, max(0, size - 512))
-        if head.startswith(b"LUKS\xba\xbe") or (head.startswith(b"QFI\xfb") and head[35:36] == b"\2"):
-            return "random"
-        if head.startswith(b"KDMV") or head.startswith(b"# Disk Desc"):
-            data = _without_cid(os.pread(fd, 64 << 10, 0))
-            # The CID has no fixed width, so the zeros behind the descriptor vary.
-            return hashlib.sha1(re.sub(rb"\0+", b"\0", data)).hexdigest()[:12]
-        holes: tuple[tuple[int, int], ...] = ()
-        if head[0x40:0x44] == b"\x7f\x10\xda\xbe":
-            holes = (_VDI_IDENTITY,)
-        elif head.startswith(b"vhdxfile"):
-            holes = ignored("vhdx", path)
-        elif tail.startswith(b"conectix"):
-            holes = ignored("vpc", path)
-        sums = hashlib.sha1()
-        position = 0
-        while position < size:
-            try:
-                position = os.lseek(fd, position, os.SEEK_DATA) // _BLOCK * _BLOCK
-            except OSError:
-                break
-            block = bytearray(os.pread(fd, _BLOCK, position))
-            for low, high in holes:
-                if low < position + _BLOCK and high > position:
-                    block[max(0, low - position) : high - position] = bytes(high - max(low, position))
-            if block != _ZEROS[: len(block)]:
-                sums.update(position.to_bytes(8, "big") + block.rstrip(b"\0"))
-            position += _BLOCK
-        return sums.hexdigest()[:12]
 
 
 def _furnish(folder: Path) -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _EISDIR = 21
 _EFBIG = 27
 
+#: Since this version a value that is none of an option's is named together with the option.
+_CHOICE_WITH_OPTION = (6, 1)
+
 #: Errors found while reading the command line: no file name stands before them.
 WITHOUT_FILE = ("bad-option-list", "bad-image-size", "image-size-out-of-range", "format-and-options")
 
@@ -129,6 +132,8 @@ def option_words(error: OptionError, *, format: str | None, generation: tuple[in
         stop = "." if generation < (10, 1) else ""
         return f"Invalid image size specified: '{printable(str(error.values['value']))}'{stop}"
     template = _table(format, "QEMU").get(error.code) or QEMU.get(error.code)
+    if error.code == "bad-choice" and generation < _CHOICE_WITH_OPTION:
+        template = "Invalid parameter '{value}'"
     words = error.sentence() if template is None else _fill(template, error.values)
     if error.code == "image-too-large" and has_cluster_size:
         words += " (try using a larger cluster size)"
