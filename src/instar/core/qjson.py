@@ -17,6 +17,8 @@ _PLACES_SINCE = (10, 1)
 _ESCAPES = {'"': '"', "'": "'", "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _DIGITS = frozenset("0123456789")
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
+#: Two bytes that QEMU takes for the end of a text, as no UTF-8 has them.
+_NO_TEXT = "\udcfe\udcff"
 _HEX = frozenset("0123456789abcdefABCDEF")
 _INT64 = 1 << 63
 
@@ -55,6 +57,10 @@ class _Reader:
             place = f"{before.count(chr(10)) + 1}:{token.at - (before.rfind(chr(10)) + 1) + 1}: "
         return JsonError(f"{place}JSON parse error, {what}")
 
+    def quote(self, token: _Token) -> str:
+        """Return the quote that a text ends with, and began with."""
+        return self._text[token.at]
+
     def early(self) -> JsonError:
         return self.error(self.token, "premature end of input" if self._places else "premature EOI")
 
@@ -86,7 +92,7 @@ class _Reader:
         text = self._text
         at = start + 1
         while at < len(text) and text[at] != quote:
-            if text[at] < " ":
+            if text[at] < " " or text[at] in _NO_TEXT:
                 raise self._stray(start, at + 1)
             at += 2 if text[at] == "\\" else 1
         if at >= len(text):
@@ -219,27 +225,45 @@ def _array(reader: _Reader, depth: int) -> Json:
 
 def _unescape(reader: _Reader, token: _Token) -> str:
     text = token.text
-    if "\\" not in text:
+    if "\\" not in text and text.isascii():
         return text
     out: list[str] = []
     at = 0
     while at < len(text):
         if text[at] != "\\":
+            if not _is_character(ord(text[at])):
+                raise reader.error(token, "invalid UTF-8 sequence in string")
             out.append(text[at])
             at += 1
         elif text[at + 1] in _ESCAPES:
             out.append(_ESCAPES[text[at + 1]])
             at += 2
         elif text[at + 1] == "u":
-            digits = text[at + 2 : at + 6]
-            if len(digits) < 4 or not _HEX.issuperset(digits):
-                raise reader.error(token, f"\\u{digits[:4]} is not a valid Unicode character")
-            out.append(chr(int(digits, 16)))
+            start, code = at, _hex4(text, at + 2)
+            if code < 0:
+                # QEMU shows four characters, of which one may be the quote behind the text.
+                shown = (text[at + 2 : at + 6] + reader.quote(token))[:4]
+                raise reader.error(token, f"\\u{shown} is not a valid Unicode character")
             at += 6
+            # Two halves make one character; a half alone is none.
+            low = _hex4(text, at + 2) if 0xD800 <= code < 0xDC00 and text[at : at + 2] == "\\u" else -1
+            if 0xDC00 <= low < 0xE000:
+                code = 0x10000 + ((code & 0x3FF) << 10 | low & 0x3FF)
+                at += 6
+            if not _is_character(code):
+                raise reader.error(token, f"{text[start:at]} is not a valid Unicode character")
+            # A zero is two bytes in QEMU, as it ends a text in C.
+            out.append(chr(code) if code else "\udcc0\udc80")
         else:
-            raise reader.error(token, f"invalid escape sequence '{text[at : at + 2]}'")
-    # Two halves make one character; a half alone is none.
-    whole = "".join(out)
-    if all(c < "\ud800" or c > "\udfff" for c in whole):
-        return whole
-    return whole.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            raise reader.error(token, "invalid escape sequence in string")
+    return "".join(out)
+
+
+def _hex4(text: str, at: int) -> int:
+    digits = text[at : at + 4]
+    return int(digits, 16) if len(digits) == 4 and _HEX.issuperset(digits) else -1
+
+
+def _is_character(code: int) -> bool:
+    """Tell whether Unicode has, or may come to have, a character of this number."""
+    return not (0xD800 <= code < 0xE000 or 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE)
