@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instar.core.errors import HostError, ImageError, InternalError, OptionError, SandboxError, printable
+from instar.core.errors import HostError, ImageError, InstarError, InternalError, OptionError, SandboxError, printable
 
 
 @given(st.text() | st.binary())
@@ -53,3 +53,94 @@ def test_an_image_error_says_file_format_structure_and_numbers():
 def test_exit_codes_tell_whose_fault_it_was(error, code):
     assert error.exit_code == code
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1f \x20", r"\x1f  "),
+        ("~\x7f\x9f\xa0", "~\\x7f\\x9f\xa0"),
+        (b"\x80\xff", r"\x80\xff"),
+        ("\ud800\udbff\udc7f", r"\ud800\udbff\udc7f"),
+        ("\udd00\udfff", r"\udd00\udfff"),
+        ("\u2027\u2028\u202e\u202f", "\u2027\\u2028\\u202e\u202f"),
+        ("\u2065\u2066\u2069\u206a", "\u2065\\u2066\\u2069\u206a"),
+        ("\ud7ff\ue000", "\ud7ff\ue000"),
+        ("\udc7f\udc80\udcff", r"\udc7f\x80\xff"),
+    ],
+)
+def test_escapes_what_a_terminal_would_obey_and_nothing_else(text, shown):
+    assert printable(text) == shown
+
+
+def test_a_text_is_cut_behind_its_limit_and_shows_that():
+    assert printable("abc", 3) == "abc"
+    assert printable("abcd", 3) == "abc…"
+    assert printable(b"abcd", 3) == "abc…"
+    assert printable("é".encode() * 3, 3) == "ééé"
+    assert printable("€".encode() * 5000) == "€" * 4096 + "…"
+
+
+def test_an_image_error_says_only_what_it_knows():
+    assert str(ImageError("corrupt", "header", "words")) == "header: words"
+    assert str(ImageError("corrupt", "", "words")) == "words"
+    assert str(ImageError("corrupt", "header", "words", value=0)) == "header: words (value = 0)"
+    assert str(ImageError("corrupt", "header", "words", field="size")) == "header: words (size)"
+    assert str(ImageError("corrupt", "header", "words", limit=0, offset=0)) == "header: words (limit 0, at byte 0)"
+    assert str(ImageError("corrupt", "s", "x" * 500)) == "s: " + "x" * 400 + "…"
+    assert str(ImageError("corrupt", "s" * 90, "x", field="f" * 90)) == "s" * 80 + "…: x (" + "f" * 80 + "…)"
+
+
+def test_facts_are_those_that_are_known():
+    assert ImageError("corrupt", "header", "words").facts() == {
+        "class": "ImageError",
+        "kind": "corrupt",
+        "message": "header: words",
+        "structure": "header",
+    }
+    full = {"format": "f", "field": "x", "offset": 0, "value": 1, "limit": 2, "path": "p", "name": "n"}
+    facts = ImageError("denied", "s", "d", **full).facts()
+    assert {key: facts[key] for key in full} == full
+    assert OptionError("the-code", "words", key="k", value=None).facts() == {
+        "class": "OptionError",
+        "kind": "option",
+        "message": "words",
+        "code": "the-code",
+        "key": "k",
+    }
+    error = HostError(13, "p", "open", "Permission denied", hint="try\n")
+    assert str(error) == r"p: cannot open: Permission denied; try\x0a"
+    assert error.facts() == {
+        "class": "HostError",
+        "kind": "host",
+        "message": str(error),
+        "errno": 13,
+        "path": "p",
+        "action": "open",
+    }
+    error.lock = "write"
+    assert error.facts()["lock"] == "write"
+    assert str(HostError(2, "p\n", "open", "gone")) == r"p\x0a: cannot open: gone"
+    died = SandboxError("died", "words", path="p", story="s")
+    assert died.facts() == {
+        "class": "SandboxError",
+        "kind": "died",
+        "message": "p: sandbox died: words",
+        "path": "p",
+        "story": "s",
+    }
+    assert SandboxError("limit", "x" * 401).facts() == {
+        "class": "SandboxError",
+        "kind": "limit",
+        "message": "sandbox limit: " + "x" * 400 + "…",
+    }
+    assert InternalError("x" * 401).facts() == {
+        "class": "InternalError",
+        "kind": "internal",
+        "message": "internal error, please report it: " + "x" * 400 + "…",
+    }
+    assert (InstarError().facts(), InstarError().role, InstarError().image) == (
+        {"class": "InstarError", "kind": "error", "message": ""},
+        None,
+        None,
+    )

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instar.core.errors import OptionError
-from instar.core.options import Option, asks_help, read_settings, split_list
+from instar.core.options import Option, asks_help, read_settings, split_list, split_pairs
+from instar.core.units import INT64_MAX, UINT64_MAX
 
 ROWS = (
     Option("size", "size", "Virtual disk size"),
@@ -129,3 +130,155 @@ def test_numbers_beyond_63_bits_are_told_when_they_are_used():
 def test_binary_numbers_are_read_as_by_the_newer_library():
     assert read("bits=0b101").values["bits"] == 5
     assert code_of(read, "bits=0b101", generation=(7, 2)) == "bad-number"
+
+
+def facts_of(call, *args, **more):
+    with pytest.raises(OptionError) as caught:
+        call(*args, **more)
+    return caught.value.code, dict(caught.value.values), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value", "words"),
+    [
+        ("lazy=x", "lazy", "x", "option 'lazy' is on or off, not 'x'"),
+        (
+            "size=x",
+            "size",
+            "x",
+            "option 'size': 'x' is not a size; write a number with an optional suffix b, k, M, G, T, P or E",
+        ),
+        ("size=-1", "size", "-1", "option 'size': -1 is out of range"),
+        ("bits=x", "bits", "x", "option 'bits': 'x' is not a whole number"),
+        (
+            "bits=18446744073709551616",
+            "bits",
+            "18446744073709551616",
+            "option 'bits': 18446744073709551616 is too large",
+        ),
+    ],
+)
+def test_an_error_names_the_option_and_what_was_typed(text, key, value, words):
+    _, values, said = facts_of(read, text)
+    assert values == {"key": key, "value": value}
+    assert said == words
+
+
+def test_an_error_of_a_list_an_unknown_key_or_a_choice_has_its_facts():
+    said = "',' is not a list of KEY=VALUE, separated by commas"
+    assert facts_of(split_list, ",") == ("bad-option-list", {"value": ","}, said)
+    code, values, _ = facts_of(read, "foo=1")
+    known = ["bits", "lazy", "mode", "name", "nocow", "size"]
+    assert (code, values) == ("unknown-option", {"key": "foo", "format": "test", "accepted": known})
+    assert facts_of(ROWS[3].pick, "x") == (
+        "bad-choice",
+        {"key": "mode", "qapi": "the-mode", "value": "x"},
+        "option 'mode' does not accept 'x'; it takes off, full, none",
+    )
+    settings = read("bits=-9223372036854775809")
+    assert facts_of(settings.number, ROWS[2]) == (
+        "bad-integer",
+        {"key": "bits", "qapi": "bits"},
+        "option 'bits': 9223372036854775807 is too large",
+    )
+
+
+def test_an_integer_is_named_with_dashes_or_by_its_own_name_in_qemu():
+    for row, name in ((Option("a_b", "num", ""), "a-b"), (Option("a_b", "num", "", qapi="other"), "other")):
+        settings = read_settings([row], [("a_b", "9223372036854775808")], format="test")
+        assert facts_of(settings.number, row)[1]["qapi"] == name
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("bits=9223372036854775807", INT64_MAX),
+        ("bits=-9223372036854775808", INT64_MAX + 1),
+        ("bits=0", 0),
+        ("bits=00", 0),
+        ("bits=0X1f", 31),
+        ("bits=-0x10", (1 << 64) - 16),
+        ("bits=\t\n\v\f\r 7", 7),
+        ("bits=0B11", 3),
+        ("bits=-18446744073709551615", 1),
+    ],
+)
+def test_numbers_at_their_edges(text, value):
+    assert read(text).values["bits"] == value
+    if "18446744073709551615" not in text:
+        assert read(text).number(ROWS[2]) == value
+
+
+@pytest.mark.parametrize("text", ["", "+", "0x", "0b", "0b2", "1_0", "- 1", "--1", "é", "0o7", "1" * 401, "0x_1"])
+def test_what_c_reads_as_no_number_is_none(text):
+    assert code_of(read, f"bits={text}") == "bad-number"
+
+
+def test_numbers_have_at_most_400_digits():
+    assert code_of(read, "bits=" + "1" * 400) == "number-too-large"
+    assert read("bits=" + "0" * 399 + "7").values["bits"] == 7
+
+
+def test_sizes_reach_to_the_last_byte_of_64_bits():
+    assert read("size=18446744073709551615").values["size"] == UINT64_MAX
+    assert code_of(read, "size=18446744073709551616") == "size-out-of-range"
+    assert read("size=0").values["size"] == 0
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [*((w, True) for w in ("on", "yes", "true", "y")), *((w, False) for w in ("off", "no", "false", "n"))],
+)
+def test_on_and_off_have_four_words_each(word, value):
+    assert read(f"lazy={word}").values == {"lazy": value}
+
+
+def test_settings_fall_back_to_the_row():
+    settings = read("bits=3,name=a")
+    mode, name = ROWS[3], ROWS[4]
+    assert (settings.get(mode), settings.text(mode), settings.text(name)) == ("off", "off", "a")
+    assert (settings.text(ROWS[0]), settings.get(ROWS[0])) == (None, None)
+    assert settings.flag(ROWS[1]) is False
+    assert read("lazy").flag(ROWS[1]) is True
+    assert settings.number(ROWS[2]) == 3
+    assert settings.raw == {"bits": "3", "name": "a"}
+    assert read("lazy,nolazy").raw == {"lazy": "off"}
+    with pytest.raises(TypeError, match="size"):
+        settings.number(ROWS[0])
+
+
+def test_a_row_describes_itself():
+    assert ROWS[3].describe() == {
+        "name": "mode",
+        "type": "choice",
+        "help": "Mode",
+        "default": "off",
+        "choices": ["off", "full", "none"],
+        "extension": False,
+    }
+    row = Option("x", "num", "h", note="n", extension=True)
+    assert row.describe() == {"name": "x", "type": "num", "help": "h", "default": None, "note": "n", "extension": True}
+    assert (row.qapi, row.since, row.shown, row.choices, row.aliases) == ("x", (0, 0), None, (), {})
+    assert ROWS[3].help_line() == "  mode=<str>             - Mode"
+    assert ROWS[2].help_line() == "  bits=<num>             - Bits"
+
+
+def test_warns_twice_of_a_good_notation_and_once_of_a_bad_one():
+    for text, times in (("0x1k", 2), ("0x1kk", 1), ("0x1", 0), ("1k", 0)):
+        heard = []
+        try:
+            read(f"size={text},name=0x1k", generation=(7, 2), warn=heard.append)
+        except OptionError as error:
+            assert (error.code, times) == ("bad-size", 1)  # noqa: PT017
+        assert heard == [text] * times
+    heard = []
+    assert code_of(read, "size=0x1k", generation=(8, 0), warn=heard.append) == "bad-size"
+    assert heard == []
+
+
+def test_pairs_end_with_the_text():
+    assert split_pairs("") == []
+    assert split_pairs("a=,b") == [("a", ""), ("b", None)]
+    assert split_pairs("a=1,,,b=2") == [("a", "1,"), ("b", "2")]
+    assert asks_help([("help", "x"), ("?", "y"), ("helps", None)]) is False
+    assert asks_help([("a", "1"), ("help", None)]) is True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from instar.core.errors import ImageError
-from instar.core.record import Record, b8, u16, u32, u64
+from instar.core.record import Record, b8, i32, i64, u16, u32, u64
 
 
 class Header(Record, endian=">"):
@@ -64,3 +64,60 @@ def test_a_field_is_found_by_name():
     assert Header.field("name").offset == 6
     with pytest.raises(KeyError):
         Header.field("nothing")
+
+
+def test_a_field_without_default_is_named_and_so_is_one_that_does_not_exist():
+    with pytest.raises(TypeError, match=r"^Header: field 'size' is missing$"):
+        Header()
+    with pytest.raises(TypeError, match=r"^Header: no such field: other, more$"):
+        Header(size=1, other=2, more=3)
+    with pytest.raises(KeyError, match="other"):
+        Header.field("other")
+
+
+def test_declarations_are_words_not_types():
+    with pytest.raises(TypeError, match=r"^Bad: the module needs 'from __future__ import annotations'$"):
+        type(Record)("Bad", (Record,), {"__annotations__": {"a": int}}, endian=">")
+
+
+def test_what_is_cut_short_is_told_by_its_facts():
+    with pytest.raises(ImageError) as caught:
+        Header.unpack(bytes(30), 9)
+    error = caught.value
+    assert (error.kind, error.structure, error.detail) == ("corrupt", "Header", "the structure is cut short")
+    assert (error.value, error.limit) == (21, 22)
+    assert Header.unpack(bytes(31), 9).size == 0
+
+
+def test_a_dump_has_a_line_for_each_field():
+    assert Header(size=5, name=b"ab").dump().splitlines() == [
+        "    0    4 magic                            0x51464900",
+        "    4    2 version                          0x3",
+        "    6    8 name                             6162",
+        "   14    8 size                             0x5",
+    ]
+
+
+def test_equality_is_of_type_and_all_fields():
+    class Other(Header, endian=">"):
+        pass
+
+    one = Header(size=5)
+    assert one == Header(size=5)
+    assert one != Header(size=6)
+    assert one != "x"
+    assert one.replace(size=6) == Header(size=6)
+    assert one.replace() == one
+    assert one.replace() is not one
+    assert dict(one.items()) == {"magic": 0x51464900, "version": 3, "name": b"", "size": 5}
+    assert hash(one) != hash(Header(size=6))
+
+
+def test_signed_fields_and_both_byte_orders_are_kept():
+    class Little(Record, endian="<"):
+        a: i32
+        b: i64 = -2
+
+    assert Little(a=-1).pack() == bytes.fromhex("ffffffff feffffffffffffff")
+    assert Little.unpack(Little(a=-1).pack()).b == -2
+    assert [field.offset for field in Little.FIELDS] == [0, 4]

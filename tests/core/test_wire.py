@@ -150,3 +150,81 @@ class TestTake:
 def test_a_text_with_a_surrogate_that_stands_for_no_byte_is_a_wire_error() -> None:
     with pytest.raises(WireError, match="surrogate"):
         encode("a\ud800")
+
+
+class TestBytes:
+    """The encoding itself: both ends of it may be of different builds."""
+
+    @pytest.mark.parametrize(
+        ("value", "wire"),
+        [
+            (None, b"N"),
+            (True, b"T"),
+            (False, b"F"),
+            (0, b"i\1\0"),
+            (127, b"i\1\x7f"),
+            (128, b"i\2\0\x80"),
+            (-128, b"i\2\xff\x80"),
+            (b"ab", b"b\0\0\0\2ab"),
+            ("é", b"s\0\0\0\2\xc3\xa9"),
+            ("\udcff", b"s\0\0\0\1\xff"),
+            ([None, 1], b"l\0\0\0\2Ni\1\1"),
+            ({"a": True}, b"d\0\0\0\1s\0\0\0\1aT"),
+        ],
+    )
+    def test_are_these(self, value: object, wire: bytes) -> None:
+        assert encode(value) == wire  # type: ignore[arg-type]
+        assert decode(wire) == value
+
+    def test_of_a_bytearray_are_those_of_bytes(self) -> None:
+        assert encode(bytearray(b"ab")) == encode(b"ab")  # type: ignore[arg-type]
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("wire", "words"),
+        [
+            (b"NN", "there is something after the value"),
+            (b"i\x11" + bytes(17), "a number is cut short"),
+            (b"i\0", "a number is cut short"),
+            (b"i\2\1", "a number is cut short"),
+            (b"i\2\0\1", "a number is not in its shortest form"),
+            (b"?", "an unknown or truncated item"),
+            (b"b\0\0\0", "an unknown or truncated item"),
+            (b"b\0\0\0\2a", "a length reaches past the end"),
+            (b"d\0\0\0\1NN", "a key is not a str, or is there twice"),
+            (b"l\0\0\0\1" * 13 + b"N", "the value nests too deeply"),
+        ],
+    )
+    def test_of_what_cannot_be_decoded(self, wire: bytes, words: str) -> None:
+        with pytest.raises(WireError) as caught:
+            decode(wire)
+        assert str(caught.value) == words
+
+    @pytest.mark.parametrize(
+        ("value", "words"),
+        [
+            (1 << 127, "the number is too large"),
+            ("\ud800", "a text has a surrogate that stands for no byte"),
+            ({1: 2}, "a key is not a str"),
+            (1.5, "a float may not cross"),
+        ],
+    )
+    def test_of_what_cannot_be_encoded(self, value: object, words: str) -> None:
+        with pytest.raises(WireError) as caught:
+            encode(value)  # type: ignore[arg-type]
+        assert str(caught.value) == words
+
+    def test_of_what_is_not_there(self) -> None:
+        for call, words in (
+            (lambda: take({"a": "x"}, "a", int), "'a' is missing or is not of type int"),
+            (lambda: take_size({"a": -1}, "a"), "'a' is out of range"),
+            (lambda: take_optional(None, "a", int), "'a' is missing or is not of type int"),
+        ):
+            with pytest.raises(WireError) as caught:
+                call()
+            assert str(caught.value) == words
+
+    def test_sizes_reach_to_64_bits(self) -> None:
+        assert take_size({"a": (1 << 64) - 1}, "a") == (1 << 64) - 1
+        assert take_size({"a": 0}, "a", limit=0) == 0
