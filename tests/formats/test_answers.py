@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -149,6 +150,16 @@ def image(made: Plan) -> bytes:
     return bytes(out)
 
 
+def told(made: Plan) -> str:
+    """Return a plan as text, with a checksum of all that it writes, as the text shows the beginning of each item."""
+    checksum = 0
+    for item in made.items:
+        if not isinstance(item, Allocate):
+            for offset, data in item.pieces():
+                checksum = zlib.crc32(data, zlib.crc32(f"{item.file} {offset} ".encode(), checksum))
+    return f"{made.text()}\nchecksum {checksum:08x}"
+
+
 def words(made: Plan) -> list[int]:
     """Return places of metadata: the first words of each item, and where it is short, all."""
     found: set[int] = set()
@@ -195,7 +206,7 @@ def lines(format: str) -> Iterator[str]:
         good = image(made)
         normal = info_of(format, Memory(good)), check_of(format, Memory(good))
         yield f"== {options or 'defaults'}{' with a backing file' if backing else ''}"
-        yield made.text()
+        yield told(made)
         yield f"info: {' '.join(normal[0])}"
         yield f"check: {'; '.join(normal[1])}"
         if number and not backing:
@@ -239,7 +250,7 @@ def families(format: str) -> Iterator[str]:
 def further(format: str) -> Iterator[str]:
     for options in PLANNED.get(format, ()):
         yield f"== {options}"
-        yield plan(format, options, None).text()
+        yield told(plan(format, options, None))
         settings = read_settings(
             part(format, "options").CREATE, [pair_of(word) for word in options.split(",")], format=format
         )
