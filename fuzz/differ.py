@@ -173,6 +173,8 @@ def play(case: Case, folder: Path) -> bool:
     wanted = expected(shlex.join(case.words()), case.version, theirs_said)
     if ours_said["code"] and not theirs_said["code"] and _run([program, "info", "-f", case.format, "t"], theirs)[0]:
         return False  # it makes what it cannot open itself, which we refuse
+    if ("keep_data_file", "on") in case.options and said[0][0] == said[1][0] == 1:
+        return False  # both refuse: it looks for the file before it judges the options, as quirks.md says
     _same("create", comparable(ours_said), comparable(wanted))
     if said[1][0] or not (theirs / "t").exists():
         return False
