@@ -11,6 +11,7 @@ import time
 import tracemalloc
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from tests.formats.qcow2.images import (
@@ -57,6 +58,9 @@ from instar.formats.qcow2.ondisk import (
     HeaderV3,
     SnapshotEntry,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 C = 64 * KiB
 
@@ -197,35 +201,36 @@ def test_a_whole_image_is_clean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "expected", "words"),
+    ("made", "expected", "words"),
     [
-        (put(FULL, (L1, 1 << 56 | L2 | COPIED)), (1, 0, 0), "an L1 entry has reserved bits"),
-        (put(FULL, (L1, L2)), (1, 0, 0), "is not set, but the refcount is 1"),
-        (put(FULL, (L2, entry(0) | 2)), (1, 0, 0), "an L2 entry has reserved bits"),
-        (put(FULL, (L2, entry(0) & ~COPIED)), (1, 0, 0), "is not set, but the refcount is 1"),
-        (put(FULL, (L2, 0)), (0, 1, 0), "refcount 1, references 0"),
-        (put(FULL, (L2, 1)), (0, 1, 0), "refcount 1, references 0"),
-        (put(FULL, (L2, entry(1))), (1, 1, 0), "refcount 1, references 2"),
-        (put(FULL, (L2, COPIED | 1 << 40)), (2, 1, 0), "behind the end of the file"),
-        (put(FULL, (L2 + 8 * 63, entry(63) + 512)), (2, 0, 0), "is not a multiple of the cluster size"),
-        (put(FULL, (L2, COPIED | COMPRESSED | 5 * C)), (1, 0, 0), "has the copied flag"),
-        (put(FULL, refcount(5, 0), width=2), (2, 0, 0), "refcount 0, references 1"),
-        (put(FULL, refcount(5, 2), width=2), (1, 1, 0), "refcount 2, references 1"),
-        (put(FULL, refcount(5, 300), width=2), (1, 1, 0), "refcount 300, references 1"),
-        (put(FULL, refcount(100, 300), width=2), (0, 0, 0), ""),
-        (put(FULL, (BLOCKS, BLOCK | 1)), (1, 1, 0), "entry 0 of the refcount table has reserved bits"),
-        (put(FULL, (BLOCKS + 8, 1 << 40)), (1, 0, 0), "entry 1 of the refcount table points behind the end"),
-        (put(FULL, (BLOCKS + 8, 512)), (1, 0, 0), "entry 1 of the refcount table is not a multiple"),
-        (put(FULL, (BLOCKS + 8, 5 * C)), (2, 0, 0), "refcount block 1 is in a cluster that is referenced 2 times"),
-        (put(FULL, (BLOCKS, BLOCK + 512)), (1, 0, 69), "the refcount of cluster 0 cannot be read"),
-        (changed(FULL, refcount_table_clusters=0), (69 + 64 + 1 - 2, 0, 0), "refcount 0, references 1"),
-        (put(FULL, (L1, COPIED | 512 + L2)), (1, 63, 0), "an L1 entry is not a multiple"),
-        (put(FULL, (L1, COPIED | len(FULL))), (2, 65, 0), "behind the end of the file"),
-        (FULL + bytes(10 * C), (0, 0, 0), ""),
-        (FULL[:-C], (1, 0, 0), "behind the end of the file"),
+        (lambda: put(FULL, (L1, 1 << 56 | L2 | COPIED)), (1, 0, 0), "an L1 entry has reserved bits"),
+        (lambda: put(FULL, (L1, L2)), (1, 0, 0), "is not set, but the refcount is 1"),
+        (lambda: put(FULL, (L2, entry(0) | 2)), (1, 0, 0), "an L2 entry has reserved bits"),
+        (lambda: put(FULL, (L2, entry(0) & ~COPIED)), (1, 0, 0), "is not set, but the refcount is 1"),
+        (lambda: put(FULL, (L2, 0)), (0, 1, 0), "refcount 1, references 0"),
+        (lambda: put(FULL, (L2, 1)), (0, 1, 0), "refcount 1, references 0"),
+        (lambda: put(FULL, (L2, entry(1))), (1, 1, 0), "refcount 1, references 2"),
+        (lambda: put(FULL, (L2, COPIED | 1 << 40)), (2, 1, 0), "behind the end of the file"),
+        (lambda: put(FULL, (L2 + 8 * 63, entry(63) + 512)), (2, 0, 0), "is not a multiple of the cluster size"),
+        (lambda: put(FULL, (L2, COPIED | COMPRESSED | 5 * C)), (1, 0, 0), "has the copied flag"),
+        (lambda: put(FULL, refcount(5, 0), width=2), (2, 0, 0), "refcount 0, references 1"),
+        (lambda: put(FULL, refcount(5, 2), width=2), (1, 1, 0), "refcount 2, references 1"),
+        (lambda: put(FULL, refcount(5, 300), width=2), (1, 1, 0), "refcount 300, references 1"),
+        (lambda: put(FULL, refcount(100, 300), width=2), (0, 0, 0), ""),
+        (lambda: put(FULL, (BLOCKS, BLOCK | 1)), (1, 1, 0), "entry 0 of the refcount table has reserved bits"),
+        (lambda: put(FULL, (BLOCKS + 8, 1 << 40)), (1, 0, 0), "entry 1 of the refcount table points behind the end"),
+        (lambda: put(FULL, (BLOCKS + 8, 512)), (1, 0, 0), "entry 1 of the refcount table is not a multiple"),
+        (lambda: put(FULL, (BLOCKS + 8, 5 * C)), (2, 0, 0), "refcount block 1 is in a cluster that is referenced 2"),
+        (lambda: put(FULL, (BLOCKS, BLOCK + 512)), (1, 0, 69), "the refcount of cluster 0 cannot be read"),
+        (lambda: changed(FULL, refcount_table_clusters=0), (69 + 64 + 1 - 2, 0, 0), "refcount 0, references 1"),
+        (lambda: put(FULL, (L1, COPIED | 512 + L2)), (1, 63, 0), "an L1 entry is not a multiple"),
+        (lambda: put(FULL, (L1, COPIED | len(FULL))), (2, 65, 0), "behind the end of the file"),
+        (lambda: FULL + bytes(10 * C), (0, 0, 0), ""),
+        (lambda: FULL[:-C], (1, 0, 0), "behind the end of the file"),
     ],
 )
-def test_finds(data: bytes, expected: tuple[int, int, int], words: str, tmp_path: Path) -> None:
+def test_finds(made: Callable[[], bytes], expected: tuple[int, int, int], words: str, tmp_path: Path) -> None:
+    data = made()
     found = report(data)
     assert any(words in line for line in details(found) or [""]), details(found)
     assert totals(found) == expected, details(found)

@@ -28,6 +28,7 @@ from instar.formats.vpc.check import check
 from instar.formats.vpc.ondisk import PLATFORM_W2RU, Footer, Header
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from instar.core.finding import Report
@@ -115,34 +116,35 @@ def test_totals_of_a_fixed_disk() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "finding"),
+    ("made", "finding"),
     [
-        (with_footer(dynamic(), at_start=False, timestamp=5), ("corruption", "footer")),
-        (with_footer(dynamic(), at_end=False, disk_type=9), ("corruption", "footer")),
-        (dynamic()[:-512], ("corruption", "footer")),
-        (dynamic() + bytes(512), ("corruption", "footer")),
-        (dynamic()[:-512] + bytes(512), ("corruption", "footer")),
-        (dynamic()[:-1] + b"\1", ("corruption", "footer")),
-        (with_footer(dynamic(), disk_type=2), ("corruption", "footer")),
-        (with_footer(dynamic(), disk_type=5), ("corruption", "footer")),
-        (with_footer(dynamic(), version=2), ("warning", "footer")),
-        (with_footer(dynamic(), features=0), ("warning", "footer")),
-        (with_footer(dynamic(), features=6), ("warning", "footer")),
-        (with_footer(dynamic(), current_size=10514433), ("warning", "footer")),
-        (with_footer(dynamic(), cylinders=300), ("warning", "footer")),
-        (dynamic()[:548] + b"\1" + dynamic()[549:], ("corruption", "dynamic disk header")),
-        (with_header(dynamic(), version=1), ("warning", "dynamic disk header")),
-        (with_header(dynamic(), max_table_entries=7), ("warning", "dynamic disk header")),
-        (with_header(dynamic(), table_offset=1024), ("corruption", "BAT")),
-        (with_footer(differencing([NAME]), disk_type=3), None),
-        (differencing([]), ("corruption", "dynamic disk header")),
-        (differencing([NAME], parent_id=bytes(16)), ("warning", "dynamic disk header")),
-        (differencing([NAME, (7, b"x")]), ("warning", "parent locator")),
-        (fixed()[512:], ("corruption", "file")),
-        (bytes(512) + fixed(), ("warning", "file")),
+        (lambda: with_footer(dynamic(), at_start=False, timestamp=5), ("corruption", "footer")),
+        (lambda: with_footer(dynamic(), at_end=False, disk_type=9), ("corruption", "footer")),
+        (lambda: dynamic()[:-512], ("corruption", "footer")),
+        (lambda: dynamic() + bytes(512), ("corruption", "footer")),
+        (lambda: dynamic()[:-512] + bytes(512), ("corruption", "footer")),
+        (lambda: dynamic()[:-1] + b"\1", ("corruption", "footer")),
+        (lambda: with_footer(dynamic(), disk_type=2), ("corruption", "footer")),
+        (lambda: with_footer(dynamic(), disk_type=5), ("corruption", "footer")),
+        (lambda: with_footer(dynamic(), version=2), ("warning", "footer")),
+        (lambda: with_footer(dynamic(), features=0), ("warning", "footer")),
+        (lambda: with_footer(dynamic(), features=6), ("warning", "footer")),
+        (lambda: with_footer(dynamic(), current_size=10514433), ("warning", "footer")),
+        (lambda: with_footer(dynamic(), cylinders=300), ("warning", "footer")),
+        (lambda: dynamic()[:548] + b"\1" + dynamic()[549:], ("corruption", "dynamic disk header")),
+        (lambda: with_header(dynamic(), version=1), ("warning", "dynamic disk header")),
+        (lambda: with_header(dynamic(), max_table_entries=7), ("warning", "dynamic disk header")),
+        (lambda: with_header(dynamic(), table_offset=1024), ("corruption", "BAT")),
+        (lambda: with_footer(differencing([NAME]), disk_type=3), None),
+        (lambda: differencing([]), ("corruption", "dynamic disk header")),
+        (lambda: differencing([NAME], parent_id=bytes(16)), ("warning", "dynamic disk header")),
+        (lambda: differencing([NAME, (7, b"x")]), ("warning", "parent locator")),
+        (lambda: fixed()[512:], ("corruption", "file")),
+        (lambda: bytes(512) + fixed(), ("warning", "file")),
     ],
 )
-def test_finds_what_is_wrong_with_the_metadata(data: bytes, finding: tuple[str, str] | None) -> None:
+def test_finds_what_is_wrong_with_the_metadata(made: Callable[[], bytes], finding: tuple[str, str] | None) -> None:
+    data = made()
     assert finding in found(data) if finding else found(data) == []
 
 
