@@ -37,3 +37,8 @@ VERSIONS = sorted(version for version in programs() if version >= (7, 2))
 def real(version: tuple[int, int]) -> str:
     """Return the program of a version."""
     return programs()[version]
+
+
+def generations() -> dict[tuple[int, int], str]:
+    """Return the programs whose output is compared, by version."""
+    return {version: real(version) for version in VERSIONS}

@@ -46,7 +46,7 @@ def test_data_behind_the_end_of_the_file_is_a_corruption() -> None:
 @pytest.mark.parametrize("index", range(len(BROKEN)))
 def test_any_bytes_give_a_report_or_an_image_error(index: int) -> None:
     try:
-        said = [finding.detail for finding in check(BytesReader(BROKEN[index]), [], generation=NOW).findings]
+        said = [finding.detail for finding in check(BytesReader(BROKEN[index]()), [], generation=NOW).findings]
     except ImageError as error:
         said = [str(error)]
     assert "".join(said).isprintable()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import subprocess
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.support import QEMU_IMG, QEMU_IO, BytesReader, qemu_img
+from tests.support import QEMU_IO, BytesReader, qemu_img
 
 from instar.core.options import read_settings, split_list
 from instar.core.plan import Seed
@@ -33,23 +32,6 @@ KiB, MiB, GiB, TiB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 NOW = (11, 1)
 OLD = (7, 2)
 OFFSETS = 0x00FFFFFFFFFFFE00
-
-_CACHE = Path(
-    os.environ.get("INSTAR_QEMU_CACHE")
-    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "instar/qemu"
-)
-
-
-def generations() -> dict[tuple[int, int], Path]:
-    """Return the qemu-img programs that are there, by generation."""
-    found = {
-        (int(name.partition(".")[0]), int(name.partition(".")[2])): _CACHE / name / "bin/qemu-img"
-        for name in ("7.2", "10.0", "11.1")
-        if (_CACHE / name / "bin/qemu-img").exists()
-    }
-    if not found and QEMU_IMG:
-        found[OLD] = Path(QEMU_IMG)
-    return found
 
 
 def planned(size: int = MiB, options: str = "") -> bytes:

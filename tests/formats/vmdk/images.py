@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.support import QEMU_IMG, BytesReader, apply_plan, qemu_img
+from tests.support import BytesReader, apply_plan, qemu_img
 
 from instar.core.options import read_settings, split_list
 from instar.core.plan import Backing, Seed
@@ -23,23 +22,6 @@ MiB = 1 << 20
 NOW = (11, 1)
 OLD = (7, 2)
 DESCRIPTOR_END = 21 * 512
-
-_CACHE = Path(
-    os.environ.get("INSTAR_QEMU_CACHE")
-    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "instar/qemu"
-)
-
-
-def generations() -> dict[tuple[int, int], Path]:
-    """Return the qemu-img programs that are there, by generation."""
-    found: dict[tuple[int, int], Path] = {
-        generation: _CACHE / name / "bin/qemu-img"
-        for name, generation in (("7.2", (7, 2)), ("10.0", (10, 0)), ("11.1", (11, 1)))
-        if (_CACHE / name / "bin/qemu-img").exists()
-    }
-    if not found and QEMU_IMG:
-        found[OLD] = Path(QEMU_IMG)
-    return found
 
 
 def judge(size: int, text: str = "", backing: Backing | None = None) -> dict[str, int | bool | str]:

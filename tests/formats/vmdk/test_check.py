@@ -6,12 +6,12 @@ import struct
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.compat.versions import generations
 from tests.formats.vmdk.images import (
     NOW,
     OLD,
     MiB,
     cowd,
-    generations,
     image,
     make,
     reader,

@@ -7,12 +7,12 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.compat.versions import generations
 from tests.formats.vmdk.images import (
     NOW,
     OLD,
     MiB,
     cowd,
-    generations,
     image,
     make,
     reader,

@@ -3,7 +3,8 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from tests.formats.vmdk.images import MiB, cid_of, descriptor_of, generations, judge, make, plan, theirs
+from tests.compat.versions import generations
+from tests.formats.vmdk.images import MiB, cid_of, descriptor_of, judge, make, plan, theirs
 from tests.support import needs_qemu_img, needs_qemu_io, qemu_img, qemu_info, run, same_bytes
 
 from instar.core.errors import OptionError

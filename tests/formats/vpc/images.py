@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.support import QEMU_IMG, BytesReader
+from tests.support import BytesReader
 
 from instar.core.plan import Seed
 from instar.formats.vpc.ondisk import Footer, Header, ParentLocator, bitmap_bytes, sealed
@@ -19,23 +17,6 @@ MiB = 1 << 20
 NOW = (11, 1)
 OLD = (7, 2)
 SEED = Seed(entropy=bytes(range(64)), time=1_700_000_000)
-
-_CACHE = Path(
-    os.environ.get("INSTAR_QEMU_CACHE")
-    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "instar/qemu"
-)
-
-
-def generations() -> dict[tuple[int, int], Path]:
-    """Return the qemu-img programs that are there, by generation."""
-    found = {
-        tuple(map(int, name.split("."))): _CACHE / name / "bin/qemu-img"
-        for name in ("7.2", "10.0", "11.1")
-        if (_CACHE / name / "bin/qemu-img").exists()
-    }
-    if not found and QEMU_IMG:
-        found[OLD] = Path(QEMU_IMG)
-    return found  # type: ignore[return-value]
 
 
 def plan(size: int, *, subformat: str = "dynamic", force_size: bool = False, block_size: int = 2 * MiB) -> Plan:

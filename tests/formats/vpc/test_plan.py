@@ -5,7 +5,8 @@ import os
 import uuid
 
 import pytest
-from tests.formats.vpc.images import MiB, generations, image, plan, reader
+from tests.compat.versions import generations
+from tests.formats.vpc.images import MiB, image, plan, reader
 from tests.support import apply_plan, needs_qemu_img, qemu_img, qemu_info, run, same_bytes
 
 from instar.core.plan import Backing, Seed
