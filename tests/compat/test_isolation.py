@@ -15,19 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.compat.cases import MiB, cases
+from tests.compat import isolated
+from tests.compat.cases import cases
 from tests.compat.differences import without_storage
 from tests.sandbox.backends import needs_kvm
 from tests.sandbox.surroundings import CANNOT
+from tests.small import SmallProcess
 from tests.support import extents, needs_qemu_img, qemu_img, run, same_bytes
 
-import instar
-from instar.cli.main import main
-from instar.cli.render import check_text, info_text
-from instar.core import NEWEST
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tests.compat.cases import Case
 
@@ -46,39 +43,34 @@ def sample() -> list[Case]:
     return list(dict.fromkeys([*reversed(first.values()), *plain[::4]]))
 
 
-@pytest.fixture
-def _pinned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take chance and time out of images."""
-    monkeypatch.setattr(os, "urandom", lambda length: bytes(range(length % 256)) + bytes(length - length % 256))
-    monkeypatch.setattr("time.time", lambda: 1.7e9)
-    for name in list(os.environ):
-        if name.startswith("INSTAR_"):
-            monkeypatch.delenv(name)
+@pytest.fixture(scope="module")
+def small() -> Iterator[SmallProcess]:
+    """Return a process whose chance and time never change."""
+    with SmallProcess() as made:
+        made.call(isolated.pin)
+        yield made
 
 
-@pytest.mark.usefixtures("_pinned")
 @pytest.mark.parametrize("case", sample(), ids=lambda case: case.name)
-def test_image_and_words_are_the_same(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_image_and_words_are_the_same(case: Case, small: SmallProcess, tmp_path: Path) -> None:
     said: dict[str, list[tuple[int, str, str]]] = {kind: [] for kind in KINDS}
 
     def command(kind: str, *words: str) -> None:
-        code = main(["instar", f"--isolation={kind}", *words])
+        code, *texts = small.call(isolated.command, [f"--isolation={kind}", *words], str(folder))
         # What the host says of a file's storage changes while the system writes it to its disk.
-        said[kind].append((code, *map(without_storage, capfd.readouterr())))
+        said[kind].append((code, *map(without_storage, texts)))
 
     options = ["-o", ",".join(f"{k}={v}" for k, v in case.options)] if case.options else []
     if case.backing:
-        instar.create(str(tmp_path / "base"), 64 * MiB, format=case.backing)
+        small.call(isolated.command, ["create", "-q", "-f", case.backing, "base", "64M"], str(tmp_path))
         options += ["-b", "../base", "-F", case.backing]
     for kind in KINDS:
-        (tmp_path / kind).mkdir()
-        monkeypatch.chdir(tmp_path / kind)
+        folder = tmp_path / kind
+        folder.mkdir()
         command(kind, "create", "-v", "-f", case.format, *options, "image", str(case.size))
     assert said["kvm"] == said["process"]
     if said["kvm"][0][0]:
-        assert not Path("image").exists()
+        assert not (folder / "image").exists()
         return
     ours, theirs = (tmp_path / kind / "image" for kind in KINDS)
     same_bytes(ours, theirs)
@@ -97,39 +89,8 @@ def test_image_and_words_are_the_same(
     assert "isolation" not in repr(said), "an operation has passed the machine over"
 
 
-def outcomes(path: Path, format: str, kind: str, top: Path) -> list[str]:
-    """Give an image to every operation that reads one; return all that came of each."""
-    isolation = instar.Isolation(kind, single_threaded=True)
-
-    def describe(forced: str | None) -> str:
-        return info_text(instar.info(str(path), format=forced, isolation=isolation), NEWEST)
-
-    def judge() -> str:
-        result = instar.check(str(path), format=format, isolation=isolation)
-        rows = [(f.severity, f.structure, f.detail, f.offset) for f in result.findings]
-        return f"{result.exit_code} {rows} {check_text(result)}"
-
-    def build_on() -> str:
-        result = instar.create(str(top), format="qcow2", backing=str(path), backing_format=format, isolation=isolation)
-        return f"{result.virtual_size} {top.read_bytes().hex()}"
-
-    found = []
-    operations: tuple[Callable[[], str], ...] = (lambda: describe(format), lambda: describe(None), judge, build_on)
-    for operation in operations:
-        try:
-            found.append(operation())
-        except instar.InstarError as error:
-            found.append(f"{type(error).__name__}: {error} {sorted(vars(error).items(), key=str)}")
-    assert not [said for said in found if said.startswith(("SandboxError", "InternalError"))]
-    assert isolation.said == []
-    return found
-
-
 def broken(data: bytes, format: str) -> Iterator[bytes]:
-    """Make images that are cut off, or have a word of their head, or of anything else, changed.
-
-    One at a time: each cell copies what memory this process has in use.
-    """
+    """Make images that are cut off, or have a word of their head, or of anything else, changed."""
     dice = random.Random(7)
     words, others = (12, 8) if os.environ.get("INSTAR_ALL_CASES") else (5, 2)
     ends = [0, 104, 512, 65600, len(data) - 512]
@@ -148,16 +109,15 @@ def broken(data: bytes, format: str) -> Iterator[bytes]:
 
 
 @needs_qemu_img
-@pytest.mark.usefixtures("_pinned")
 @pytest.mark.parametrize("format", FORMATS)
-def test_hostile_images_have_the_same_verdict(format: str, tmp_path: Path) -> None:
+def test_hostile_images_have_the_same_verdict(format: str, small: SmallProcess, tmp_path: Path) -> None:
     good, bad = tmp_path / "good", tmp_path / "bad"
     qemu_img("create", "-q", "-f", format, good, "8M")
     run("qemu-io", "-f", format, "-c", "write -P 1 0 1M", good)
     verdicts = set()
     for data in broken(good.read_bytes(), format):
         bad.write_bytes(data)
-        ours, theirs = (outcomes(bad, format, kind, tmp_path / "top") for kind in KINDS)
+        ours, theirs = (small.call(isolated.outcomes, bad, format, kind, tmp_path / "top") for kind in KINDS)
         assert ours == theirs
         verdicts.add(tuple(ours))
     assert len(verdicts) > 4, "hardly any of them was seen as broken"
