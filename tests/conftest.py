@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import linecache
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 
 #: Parts of the tests that make cells out of this very process.
 _FIRST = ("tests/sandbox/", "tests/host/test_sandbox.py", "tests/compat/test_isolation.py")
+
+
+def pytest_configure() -> None:
+    """Have interrupts: what a shell starts in the background ignores them, and so would all that tests interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

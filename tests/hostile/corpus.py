@@ -5,7 +5,7 @@ Law: a case writes at most a few MiB of data, but for a few ``large`` ones; what
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,6 +17,10 @@ SIZES = (1 << 61, (1 << 63) - 512, (1 << 63) - 1, 1 << 63, (1 << 64) - 512, (1 <
 _PAGE = 64 * KiB
 #: The modules that have cases, in the order in which they are tried.
 MODULES = ("qcow2", "qcow2_tables", "qcow_qed", "vmdk", "hyperv", "others", "names", "chains")
+
+
+#: Bytes at an offset, or what makes them, when it takes long.
+Part: TypeAlias = "bytes | Callable[[], bytes]"
 
 
 class Hostile:
@@ -34,7 +38,7 @@ class Hostile:
         self,
         format: str,
         name: str,
-        made: Callable[[Path], object] | Mapping[int, bytes] | bytes,
+        made: Callable[[Path], object] | Mapping[int, Part] | bytes,
         *,
         size: int = 0,
         judged: bool = True,
@@ -62,13 +66,16 @@ class Hostile:
         return path
 
 
-def sparse(path: Path, parts: Mapping[int, bytes], size: int = 0) -> Path:
+def sparse(path: Path, parts: Mapping[int, Part], size: int = 0) -> Path:
     """Write a file that has bytes at these offsets and holes elsewhere, and is at least ``size`` bytes long."""
+    end = size
     with path.open("wb") as file:
-        for offset, data in parts.items():
+        for offset, part in parts.items():
+            data = part() if callable(part) else part
+            end = max(end, offset + len(data))
             for at in range(0, len(data), _PAGE):
                 if data.count(0, at, at + _PAGE) != len(data[at : at + _PAGE]):
                     file.seek(offset + at)
                     file.write(data[at : at + _PAGE])
-        file.truncate(max([size, *(offset + len(data) for offset, data in parts.items())]))
+        file.truncate(end)
     return path

@@ -6,6 +6,7 @@ import hashlib
 import os
 import socket
 import struct
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.formats.luks.volumes import volume
@@ -51,12 +52,16 @@ def _vdi() -> Iterator[Hostile]:
             yield Hostile("vdi", f"{field} = {value:#x}", vdi([0, 1, FREE], size=4 * MiB, **{field: value}))
     same = vdi([], blocks_in_image=1 << 22, disk_size=4 * TiB, offset_data=17 << 20)
     yield Hostile("vdi", "2^22 blocks that are one", {0: same, 512: bytes(4) * (1 << 22) + b"\0"}, size=GiB)
-    order = struct.pack(f"<{1 << 22}I", *((n * 7919) % (1 << 22) for n in range(1 << 22)))
+    order, wild = partial(_table, 7919, 1 << 22), partial(_table, 1000003, 1 << 32)
     yield Hostile("vdi", "2^22 blocks in no order", {0: same, 512: order}, size=4 * TiB + 32 * MiB)
-    wild = struct.pack(f"<{1 << 22}I", *((n * 1000003) & 0xFFFFFFFF for n in range(1 << 22)))
     yield Hostile("vdi", "2^22 blocks past the end of the file", {0: same, 512: wild}, size=GiB)
     linked = vdi([FREE], uuid_link=b"\7" * 16, uuid_parent=b"\7" * 16)
     yield Hostile("vdi", "a link to nowhere", linked)
+
+
+def _table(step: int, most: int, start: int = 0) -> bytes:
+    """Return 2^22 entries, each ``step`` after the one before, below ``most``."""
+    return struct.pack(f"<{1 << 22}I", *(n * step % most + start for n in range(1 << 22)))
 
 
 def _parallels() -> Iterator[Hostile]:
@@ -83,9 +88,9 @@ def _parallels() -> Iterator[Hostile]:
     count = 1 << 22
     head = parallels([], size=64, tracks=2048, bat_entries=count, nb_sectors=count * 2048, data_off=1 << 16)
     for name, table in (
-        ("that are one", struct.pack("<I", 32) * count),
-        ("in no order", struct.pack(f"<{count}I", *((n * 7919) % count + 32 for n in range(count)))),
-        ("past the end of the file", struct.pack(f"<{count}I", *((n * 1000003) & 0xFFFFFFFF for n in range(count)))),
+        ("that are one", partial(_table, 0, count, 32)),
+        ("in no order", partial(_table, 7919, count, 32)),
+        ("past the end of the file", partial(_table, 1000003, 1 << 32)),
     ):
         yield Hostile("parallels", f"2^22 clusters {name}", {0: head, 64: table}, size=TiB, seconds=40)
     most = parallels(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.formats.qcow2.images import changed, planned, snapshot_table, u64s, with_extensions, with_snapshots
@@ -51,28 +52,40 @@ def _zstd_bomb() -> bytes:
     return b"\x28\xb5\x2f\xfd\x80" + bytes([0x58]) + (2 * MiB).to_bytes(4, "little") + blocks
 
 
+def _same(entry: int, count: int) -> bytes:
+    """Return a table whose entries are one."""
+    return u64s(entry) * count
+
+
+def _rising(count: int) -> bytes:
+    """Return a table of clusters one behind the other, from 2 GiB on."""
+    return struct.pack(f">{count}Q", *range(2 * GiB, 2 * GiB + count * CLUSTER, CLUSTER))
+
+
 def _shared() -> Iterator[Hostile]:
     plain = planned(MiB)
     l2 = 65536 * 4
     end = 65536 * 8
     full = u64s(*(COPIED | end + CLUSTER * (n % 2) for n in range(8192)))
     long = changed(plain, size=MOST_L1 << 29, l1_size=MOST_L1, l1_table_offset=GiB)
-    l1 = u64s(l2 | COPIED) * MOST_L1
-    yield Hostile("qcow2", "2^22 L1 entries for one L2 table", {0: long, l2: full, GiB: l1}, large=True)
-    itself = u64s(GiB) * MOST_L1
+    yield Hostile(
+        "qcow2",
+        "2^22 L1 entries for one L2 table",
+        {0: long, l2: full, GiB: partial(_same, l2 | COPIED, MOST_L1)},
+        large=True,
+    )
+    itself = partial(_same, GiB, MOST_L1)
     yield Hostile("qcow2", "2^22 L1 entries for the L1 table itself", {0: long, GiB: itself}, large=True)
-    holes = struct.pack(f">{MOST_L1}Q", *range(2 * GiB, 2 * GiB + MOST_L1 * CLUSTER, CLUSTER))
     yield Hostile(
         "qcow2",
         "2^22 L2 tables in a hole of 256 GiB",
-        {0: long, GiB: holes},
+        {0: long, GiB: partial(_rising, MOST_L1)},
         size=2 * GiB + MOST_L1 * CLUSTER,
         large=True,
         seconds=40,
     )
     some = changed(plain, size=2048 << 29, l1_size=2048, l1_table_offset=GiB)
-    holes = struct.pack(">2048Q", *range(2 * GiB, 2 * GiB + 2048 * CLUSTER, CLUSTER))
-    yield Hostile("qcow2", "2,048 L2 tables in a hole", {0: some, GiB: holes}, size=3 * GiB)
+    yield Hostile("qcow2", "2,048 L2 tables in a hole", {0: some, GiB: partial(_rising, 2048)}, size=3 * GiB)
     odd = struct.pack(">2048Q", *range(2 * GiB, 2 * GiB + 2048 * 512, 512))
     yield Hostile("qcow2", "2,048 L2 tables that overlap", {0: some, GiB: odd}, size=3 * GiB)
     scattered = u64s(*((n * 7919 % (1 << 40) + 1) * CLUSTER | COPIED for n in range(8192)))
@@ -92,19 +105,22 @@ def _refcounts() -> Iterator[Hostile]:
         table = GiB
         long = changed(plain, refcount_table_offset=table, refcount_table_clusters=128)
         block = int.from_bytes(plain[65536:65544], "big")
-        same = u64s(block) * MiB
-        yield Hostile("qcow2", f"2^20 refcount blocks that are one, {bits} bits", {0: long, table: same}, large=True)
+        yield Hostile(
+            "qcow2",
+            f"2^20 refcount blocks that are one, {bits} bits",
+            {0: long, table: partial(_same, block, MiB)},
+            large=True,
+        )
         yield Hostile(
             "qcow2",
             f"2^20 refcount blocks that are the table, {bits} bits",
-            {0: long, table: u64s(table) * MiB},
+            {0: long, table: partial(_same, table, MiB)},
             large=True,
         )
-        holes = struct.pack(f">{MiB}Q", *range(2 * GiB, 2 * GiB + MiB * CLUSTER, CLUSTER))
         yield Hostile(
             "qcow2",
             f"2^20 refcount blocks in a hole of 64 GiB, {bits} bits",
-            {0: long, table: holes},
+            {0: long, table: partial(_rising, MiB)},
             size=2 * GiB + MiB * CLUSTER,
             large=True,
             seconds=40,

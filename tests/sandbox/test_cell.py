@@ -285,12 +285,12 @@ def guest(job, files, ask):
     while True:
         kept.append([kept])
 try:
-    run_guest(guest, memory=64 << 20, wall_seconds=100, kind={kind!r})
+    run_guest(guest, memory=32 << 20, wall_seconds=100, kind={kind!r})
 except SandboxError as error:
     print(error)
 """
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
-        assert done.stdout == "sandbox limit: the cell ran out of memory (limit 64 MiB)\n", done.stderr
+        assert done.stdout == "sandbox limit: the cell ran out of memory (limit 32 MiB)\n", done.stderr
 
     def test_memory_is_there_up_to_the_limit(self, kind: str) -> None:
         assert run_guest(lambda job, files, ask: b"%d" % len(bytearray(50 * MiB)), memory=64 * MiB, kind=kind)

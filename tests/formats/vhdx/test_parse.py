@@ -118,7 +118,7 @@ HEADER_CASES: dict[str, tuple[dict[int, bytes], bool, tuple[str, str] | None]] =
     "header version 2": (both(HEADERS, 66, u16(2)), True, ("corrupt", "header")),
     "version 2 in one": ({HEADERS[1] + 66: u16(2)}, True, None),
     "equal numbers, different": (
-        both(HEADERS, 8, u64(1)) | {HEADERS[0] + 16: b"?"},
+        both(HEADERS, 8, u64(1)) | {HEADERS[0] + 16: b"?", HEADERS[1] + 16: b"!"},
         True,
         ("corrupt", "sequence_number"),
     ),
