@@ -267,6 +267,21 @@ print(size_of(IMAGE), server_pid() not in (0, first))
 """
         assert run(program, tmp_path, kind) == f"{64 << 20} True\n"
 
+    def test_a_server_that_dies_with_an_order_unread_is_replaced(self, kind: str, tmp_path: Path) -> None:
+        program = """
+make()
+first = server_pid()
+os.kill(first, signal.SIGSTOP)
+seen = []
+order = threading.Thread(target=lambda: seen.append(size_of(IMAGE)))
+order.start()
+time.sleep(0.3)
+os.kill(first, signal.SIGKILL)
+order.join()
+print(*seen, server_pid() not in (0, first))
+"""
+        assert run(program, tmp_path, kind) == f"{64 << 20} True\n"
+
     def test_a_server_that_is_killed_takes_its_cells_along_and_the_caller_is_told(
         self, kind: str, tmp_path: Path
     ) -> None:

@@ -15,7 +15,15 @@ from instar.guest.main import heavy_part, main, preload
 from instar.sandbox.cell import MAX_FILES
 from instar.sandbox.files import GrantedFile
 from instar.sandbox.posix import hold_signals, let_signals, safe_pipe
-from instar.sandbox.process.channel import CODE_FAULT, CODE_NO_MEMORY, CODE_UNSEALED, CellChannel, converse, unpack_job
+from instar.sandbox.process.channel import (
+    CODE_FAULT,
+    CODE_NO_MEMORY,
+    CODE_UNSEALED,
+    CellChannel,
+    ServerGone,
+    converse,
+    unpack_job,
+)
 from instar.sandbox.process.policy import FD_DOWN, FD_FILES, FD_UP, RULES
 from instar.sandbox.process.seal import arrange_descriptors, seal, why_unavailable
 
@@ -198,6 +206,13 @@ class ProcessCell:
         return self._run(job, files, limits, serve, None)
 
     def _run(self, job: bytes, files: Sequence[Grant], limits: Limits, serve: Serve, kvm: int | None) -> bytes:
+        try:
+            return self._once(job, files, limits, serve, kvm)
+        except ServerGone:
+            # While a server dies its socket still takes orders, which nobody reads. The next order starts another.
+            return self._once(job, files, limits, serve, kvm)
+
+    def _once(self, job: bytes, files: Sequence[Grant], limits: Limits, serve: Serve, kvm: int | None) -> bytes:
         # Between the birth of a cell and the ``try`` no interrupt may come, or nobody would end it.
         held = hold_signals()
         try:

@@ -67,6 +67,10 @@ def unpack_job(body: bytes) -> tuple[bytes, list[tuple[str, int]]]:
     return take(value, "job", bytes), [(mode, size) for mode, size in take(value, "files", list)]
 
 
+class ServerGone(SandboxError):
+    """The fork server went before the cell was sealed: nothing was done, so the same may be ordered again."""
+
+
 class CellChannel:
     """The cell's side: blocking reads and writes on two descriptors."""
 
@@ -266,7 +270,8 @@ def _how_it_ended(
     """Say in words what a wait status means for a cell that gave no reply."""
     if status is None:
         # A cell whose end nobody saw: the fork server went, and took it along.
-        return SandboxError("died" if sealed else "unavailable", "the cell ended without an answer, and nobody saw how")
+        kind, said = "died", "the cell ended without an answer, and nobody saw how"
+        return SandboxError(kind, said) if sealed else ServerGone("unavailable", said)
     code = os.waitstatus_to_exitcode(status)
     cause = CAUSES[code - CODE_CAUSES] if monitored and CODE_CAUSES <= code < CODE_CAUSES + len(CAUSES) else ""
     if code == -_SIGXCPU or cause == "processor-time":
