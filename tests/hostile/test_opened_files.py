@@ -17,6 +17,8 @@ import pytest
 from tests.hostile.corpus import Hostile
 from tests.hostile.meter import ALL, Worker, faults, operations
 from tests.hostile.names import OUTSIDE, cases, named, vmdk_extent
+from tests.hostile.worker import watch_library
+from tests.small import SmallProcess
 from tests.support import run
 
 from instar.core.errors import HostError, ImageError
@@ -55,7 +57,7 @@ def strangers(seen: list[list[Any]], folder: Path) -> list[str]:
     return found
 
 
-def test_the_library_opens_nothing_outside(tmp_path: Path) -> None:
+def test_the_program_opens_nothing_outside(tmp_path: Path) -> None:
     """Python tells of every file that it opens (``sys.addaudithook``)."""
     worker = Worker()
     found = []
@@ -75,6 +77,21 @@ def test_the_library_opens_nothing_outside(tmp_path: Path) -> None:
             shutil.rmtree(folder)
     finally:
         worker.close()
+    assert not found, "\n".join(found)
+
+
+def test_the_library_opens_nothing_outside(tmp_path: Path) -> None:
+    """Called by a program, whose cells are forked by a server."""
+    found = []
+    with SmallProcess() as program:
+        for number, case in enumerate(islice(cases(), 0, None, STEP)):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            case.make(folder)
+            seen = program.call(watch_library, str(folder))
+            assert len(seen) > 4, "the hook saw nothing"
+            found += [f"{case}: {stranger}" for stranger in strangers(seen, folder)]
+            shutil.rmtree(folder)
     assert not found, "\n".join(found)
 
 

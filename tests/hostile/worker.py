@@ -6,6 +6,7 @@ that what is measured is the command and its cells. Reads one JSON object a line
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -22,6 +23,9 @@ MOST = 64 << 20
 #: Events of ``sys.addaudithook`` that reach out of the process: a file, a folder, a program, a connection.
 _WATCHED = ("os.", "socket.", "subprocess.", "shutil.", "ctypes.dlopen", "fcntl.ioctl")
 
+#: What the library was seen to open.
+_SEEN: list[list[Any]] = []
+
 
 def watch(seen: list[list[Any]]) -> None:
     """Note what this process opens, lists, links, removes, or connects to."""
@@ -33,6 +37,30 @@ def watch(seen: list[list[Any]]) -> None:
             seen.append([event, str(args[0]) if args else "", 0])
 
     sys.addaudithook(hook)
+
+
+def watch_library(folder: str) -> list[list[Any]]:
+    """Give an image to every operation of the library, in this process; return what Python opened meanwhile."""
+    import instar
+
+    os.chdir(folder)
+    cell = instar.Isolation("process")
+    if not _SEEN:
+        # What a library does once: it imports, and starts the server whose forks are cells.
+        instar.create("first", "1M", format="qcow2", isolation=cell)
+        preload()
+        watch(_SEEN)
+    _SEEN[:] = [["open", folder, 0]]
+    for operation in (
+        lambda: instar.info("image", isolation=cell),
+        lambda: instar.info_chain("image", isolation=cell),
+        lambda: instar.check("image", isolation=cell),
+        lambda: instar.create("top", format="qcow2", backing="image", isolation=cell),
+    ):
+        with contextlib.suppress(instar.InstarError):
+            operation()
+    # Each order goes to the server through a pair of sockets that are connected to nothing else.
+    return [event for event in _SEEN if event[0] not in ("socket.__new__", "socket.sendmsg")]
 
 
 def preload() -> None:
