@@ -393,7 +393,7 @@ os.chdir(HERE)
 running = start()
 cell = one_cell()
 for pid in (cell, server_pid()):
-    data = read(f"/proc/{pid}/environ") + read(f"/proc/{pid}/cmdline")
+    data = bytearray(read(f"/proc/{pid}/environ") + read(f"/proc/{pid}/cmdline"))
     data += os.readlink(f"/proc/{pid}/cwd").encode()
     with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
         for line in maps:
