@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pytest
 
 #: Parts of the tests that make cells out of this very process.
-_FIRST = ("tests/sandbox/", "tests/host/test_sandbox.py", "tests/compat/test_isolation.py")
+_FIRST = ("tests/sandbox/", "tests/host/test_sandbox.py")
 
 
 def pytest_configure() -> None:

@@ -11,11 +11,11 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import BinaryIO, Self
+    from typing import IO, Self
 
 T = TypeVar("T")
 _ROOT = Path(__file__).parent.parent
@@ -52,7 +52,7 @@ class SmallProcess:
         return value  # type: ignore[no-any-return]
 
 
-def _send(file: BinaryIO | Any, value: object) -> None:
+def _send(file: IO[bytes], value: object) -> None:
     pickle.dump(value, file)
     file.flush()
 
