@@ -69,10 +69,16 @@ def one_input(data: bytes) -> None:
     if not 0 <= size <= _MOST_SIZE:
         return
     backing = None
+    least = size
     if choices.takes_backing(format) and chance.random() < 0.3:
         if format in IDENTITIES:
-            size = SEED_SIZE
-        backing = Backing("b", format, virtual_size=size, content_id=7, identity=IDENTITIES.get(format))
+            size = least = SEED_SIZE
+        identity = IDENTITIES.get(format)
+        if identity and format == "vpc" and chance.random() < 0.5:
+            # The footer's size, which the child takes over, is any where the parent goes by its geometry.
+            least = 512 * chance.getrandbits(chance.choice((8, 32, 55)))
+            identity = identity[:16] + least.to_bytes(8, "big") + identity[24:]
+        backing = Backing("b", format, virtual_size=size, content_id=7, identity=identity)
         backing.relative, backing.absolute = "b", "/b"
     options = part(format, "options")
     try:
@@ -85,7 +91,7 @@ def one_input(data: bytes) -> None:
         assert_one_line(error)
         return
     plan.check()
-    assert plan.virtual_size >= size or resolved.get("detached-header")
+    assert plan.virtual_size >= least or resolved.get("detached-header")
     if format == "vpc" and not plan.virtual_size:
         return  # fixed, it is a footer alone, which nobody opens (quirks.md)
     if plan.metadata_bytes() <= _MOST_METADATA and not resolved.get("detached-header"):

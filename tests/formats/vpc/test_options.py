@@ -54,13 +54,23 @@ def test_rejects_a_block_size_for_a_fixed_disk() -> None:
     assert code_of(1, subformat="fixed", block_size="2M") == "vpc-block-size-fixed"
 
 
-def parent(*, name: str = "p.vhd", format: str = "vpc", identity: bytes | None = b"?" * 28) -> Backing:
+def of_size(size: int) -> bytes:
+    """Return what a parent whose footer has this size hands on."""
+    return bytes(16) + size.to_bytes(8, "big") + bytes(4)
+
+
+def parent(*, name: str = "p.vhd", format: str = "vpc", identity: bytes | None = bytes(28)) -> Backing:
     return Backing(name, format, virtual_size=10514432, identity=identity, relative=name, absolute=f"/{name}")
 
 
 @pytest.mark.parametrize("size", [10514432, 10 << 20])
 def test_a_child_has_the_size_of_its_parent_or_what_that_was_made_for(size: int) -> None:
     assert resolve(size, given(), parent())["subformat"] == "dynamic"
+
+
+def test_a_child_may_have_a_parent_of_the_largest_size() -> None:
+    """By the footer; what the parent is taken for by its geometry is smaller."""
+    assert resolve(10 << 20, given(), parent(identity=of_size(LIMIT)))["subformat"] == "dynamic"
 
 
 @pytest.mark.parametrize(
@@ -71,6 +81,8 @@ def test_a_child_has_the_size_of_its_parent_or_what_that_was_made_for(size: int)
         (10 << 20, {"force_size": "off"}, parent(), "vpc-parent-force-size"),
         (10 << 20, {}, parent(format="vhdx"), "vpc-parent-format"),
         (10 << 20, {}, parent(identity=None), "vpc-parent"),
+        (10 << 20, {}, parent(identity=of_size(LIMIT + 1)), "vpc-parent"),
+        (10 << 20, {}, parent(identity=of_size((1 << 64) - 1)), "vpc-parent"),
         (10 << 20, {}, parent(name="a\\b"), "vpc-parent-name"),
         (10 << 20, {}, parent(name="\udc80"), "vpc-parent-name"),
         (11 << 20, {}, parent(), "vpc-parent-size"),

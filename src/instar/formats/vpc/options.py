@@ -10,7 +10,7 @@ from instar.core.options import Option, parent, preallocation
 from instar.core.units import format_size, is_power_of_two
 from instar.core.winpath import to_windows
 from instar.formats.vpc.geometry import fit, too_large
-from instar.formats.vpc.ondisk import DEFAULT_BLOCK, FORMAT, MAX_BLOCK, MAX_SIZE, MIN_BLOCK
+from instar.formats.vpc.ondisk import DEFAULT_BLOCK, FORMAT, MAX_BLOCK, MAX_SIZE, MIN_BLOCK, Identity
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -132,6 +132,17 @@ def _judge_parent(size: int, subformat: str, given: Settings, backing: Backing) 
             f"'{name}' cannot be a parent: it says of itself to be neither a fixed, a dynamic nor a differencing disk",
             key=BACKING_FILE.name,
             value=backing.name,
+        )
+    # QEMU may go by the geometry instead, so an image that is opened can have any size in its footer.
+    held = Identity.unpack(backing.identity).current_size
+    if too_large(held):
+        raise OptionError(
+            "vpc-parent",
+            f"'{name}' cannot be a parent: its footer says that it holds {held} bytes,"
+            f" and a VHD holds at most 2040 GiB ({MAX_SIZE} bytes)",
+            key=BACKING_FILE.name,
+            value=backing.name,
+            limit=MAX_SIZE,
         )
     for path in (backing.relative, backing.absolute):
         try:
