@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pytest
 
-#: Parts of the tests that make cells out of this very process.
-_FIRST = ("tests/sandbox/", "tests/host/test_sandbox.py")
+#: Parts of the tests that make cells out of this very process, and those with single tests that take long, for which
+#: all other workers would have to wait at the end.
+_FIRST = ("tests/sandbox/", "tests/host/test_sandbox.py", "tests/hostile/")
 
 
 def pytest_configure() -> None:
@@ -27,7 +28,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have what copies this process come first; the order is otherwise as it was."""
+    """Have some come first; the order is otherwise as it was."""
     items.sort(key=lambda item: not item.nodeid.startswith(_FIRST))
 
 
