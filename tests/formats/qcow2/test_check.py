@@ -201,7 +201,7 @@ def test_a_whole_image_is_clean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "expected", "words"),
+    ("make", "expected", "words"),
     [
         (lambda: put(FULL, (L1, 1 << 56 | L2 | COPIED)), (1, 0, 0), "an L1 entry has reserved bits"),
         (lambda: put(FULL, (L1, L2)), (1, 0, 0), "is not set, but the refcount is 1"),
@@ -220,7 +220,11 @@ def test_a_whole_image_is_clean() -> None:
         (lambda: put(FULL, (BLOCKS, BLOCK | 1)), (1, 1, 0), "entry 0 of the refcount table has reserved bits"),
         (lambda: put(FULL, (BLOCKS + 8, 1 << 40)), (1, 0, 0), "entry 1 of the refcount table points behind the end"),
         (lambda: put(FULL, (BLOCKS + 8, 512)), (1, 0, 0), "entry 1 of the refcount table is not a multiple"),
-        (lambda: put(FULL, (BLOCKS + 8, 5 * C)), (2, 0, 0), "refcount block 1 is in a cluster that is referenced 2"),
+        (
+            lambda: put(FULL, (BLOCKS + 8, 5 * C)),
+            (2, 0, 0),
+            "refcount block 1 is in a cluster that is referenced 2 times",
+        ),
         (lambda: put(FULL, (BLOCKS, BLOCK + 512)), (1, 0, 69), "the refcount of cluster 0 cannot be read"),
         (lambda: changed(FULL, refcount_table_clusters=0), (69 + 64 + 1 - 2, 0, 0), "refcount 0, references 1"),
         (lambda: put(FULL, (L1, COPIED | 512 + L2)), (1, 63, 0), "an L1 entry is not a multiple"),
@@ -229,8 +233,8 @@ def test_a_whole_image_is_clean() -> None:
         (lambda: FULL[:-C], (1, 0, 0), "behind the end of the file"),
     ],
 )
-def test_finds(made: Callable[[], bytes], expected: tuple[int, int, int], words: str, tmp_path: Path) -> None:
-    data = made()
+def test_finds(make: Callable[[], bytes], expected: tuple[int, int, int], words: str, tmp_path: Path) -> None:
+    data = make()
     found = report(data)
     assert any(words in line for line in details(found) or [""]), details(found)
     assert totals(found) == expected, details(found)

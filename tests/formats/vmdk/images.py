@@ -1,4 +1,4 @@
-"""VMDKs for tests: planned ones, ones made by hand with ``struct`` alone, and qemu-img in its generations."""
+"""VMDKs for tests: planned ones, and ones made by hand with ``struct`` alone."""
 
 from __future__ import annotations
 

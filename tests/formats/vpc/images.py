@@ -1,4 +1,4 @@
-"""VHDs for tests, built in memory, and the generations of qemu-img to compare with."""
+"""VHDs for tests, built in memory."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_totals_of_a_fixed_disk() -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "finding"),
+    ("make", "finding"),
     [
         (lambda: with_footer(dynamic(), at_start=False, timestamp=5), ("corruption", "footer")),
         (lambda: with_footer(dynamic(), at_end=False, disk_type=9), ("corruption", "footer")),
@@ -143,8 +143,8 @@ def test_totals_of_a_fixed_disk() -> None:
         (lambda: bytes(512) + fixed(), ("warning", "file")),
     ],
 )
-def test_finds_what_is_wrong_with_the_metadata(made: Callable[[], bytes], finding: tuple[str, str] | None) -> None:
-    data = made()
+def test_finds_what_is_wrong_with_the_metadata(make: Callable[[], bytes], finding: tuple[str, str] | None) -> None:
+    data = make()
     assert finding in found(data) if finding else found(data) == []
 
 
