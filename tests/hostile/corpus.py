@@ -5,10 +5,11 @@ Law: a case writes at most a few MiB of data, but for a few ``large`` ones; what
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 KiB, MiB, GiB, TiB, PiB = (1 << 10 * n for n in range(1, 6))
@@ -64,6 +65,12 @@ class Hostile:
         else:
             sparse(path, {0: self._made} if isinstance(self._made, bytes) else self._made, self._size)
         return path
+
+
+def cases_of(*modules: str) -> Iterator[Hostile]:
+    """Yield the cases of some modules one at a time, so that nobody holds them all."""
+    for name in modules:
+        yield from import_module(f"tests.hostile.{name}").cases()
 
 
 def sparse(path: Path, parts: Mapping[int, Part], size: int = 0) -> Path:

@@ -6,12 +6,11 @@ Ordinary runs try one case in eleven, each with one operation in turn; ``INSTAR_
 from __future__ import annotations
 
 import shutil
-from importlib import import_module
-from itertools import chain, islice
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.hostile.corpus import MODULES
+from tests.hostile.corpus import MODULES, cases_of
 from tests.hostile.meter import ALL, MOST_SECONDS, Worker, faults, operations, unprintable
 
 from instar.sandbox.kvm.cell import why_unavailable
@@ -55,7 +54,7 @@ def attempt(
 def test_an_image_costs_no_more_than_it_may(name: str, worker: Worker, tmp_path: Path) -> None:
     found = []
     names = []
-    wanted = (case for case in import_module(f"tests.hostile.{name}").cases() if ALL or not case.large)
+    wanted = (case for case in cases_of(name) if ALL or not case.large)
     for number, case in enumerate(wanted):
         names.append(str(case))
         assert case.seconds <= MOST_SECONDS, case
@@ -70,8 +69,7 @@ def test_an_image_costs_no_more_than_it_may(name: str, worker: Worker, tmp_path:
 @pytest.mark.skipif(why_unavailable() is not None, reason=f"no kvm cell: {why_unavailable()}")
 def test_a_slice_of_them_costs_no_more_in_a_machine(worker: Worker, tmp_path: Path) -> None:
     modules = MODULES if ALL else ("qcow2", "vmdk", "names", "chains")
-    every = chain.from_iterable(import_module(f"tests.hostile.{name}").cases() for name in modules)
-    small = (case for case in every if not case.large)
+    small = (case for case in cases_of(*modules) if not case.large)
     found = []
     for number, case in enumerate(islice(small, 0, None, 10 if ALL else 60)):
         found += attempt(worker, case, tmp_path / str(number), range(number, number + (3 if ALL else 1)), "kvm")

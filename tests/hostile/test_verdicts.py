@@ -6,12 +6,11 @@ import json
 import shutil
 import subprocess
 from fnmatch import fnmatchcase
-from importlib import import_module
-from itertools import chain, islice
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.hostile.corpus import GiB
+from tests.hostile.corpus import GiB, cases_of
 from tests.hostile.meter import ALL, Worker
 from tests.support import QEMU_IMG, needs_qemu_img
 
@@ -61,8 +60,7 @@ def test_what_can_be_described_is_described(tmp_path: Path) -> None:
     worker = Worker()
     found = []
     try:
-        every = chain.from_iterable(import_module(f"tests.hostile.{name}").cases() for name in MODULES)
-        judged = (case for case in every if case.judged and not case.large)
+        judged = (case for case in cases_of(*MODULES) if case.judged and not case.large)
         for number, case in enumerate(islice(judged, 0, None, STEP)):
             if case.format == "file":
                 continue
