@@ -119,6 +119,29 @@ def extents(path: Path) -> list[tuple[int, int]]:
     return spans
 
 
+def settle(*paths: Path) -> None:
+    """Have the file system place what it was given, so that it counts the storage of a file as it will for good.
+
+    What it keeps to find the pieces (ext4: of more than four) counts as the file's storage, from when they are written.
+    """
+    for path in paths:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def same_storage(left: Path, right: Path) -> None:
+    """Fail unless two files have about as much storage: all but what the file system needs to find the pieces."""
+    settle(left, right)
+    slack = 64 + len(extents(left))
+    assert abs(left.stat().st_blocks - right.stat().st_blocks) <= slack
+
+
+def same_holes(left: Path, right: Path) -> None:
+    """Fail unless the same ranges of two files have data, and they have about as much storage."""
+    assert extents(left) == extents(right)
+    same_storage(left, right)
+
+
 def same_bytes(left: Path, right: Path, *, ignore: tuple[tuple[int, int], ...] = ()) -> None:
     """Fail unless two files have the same length and the same bytes outside the ``ignore`` ranges ``(start, end)``."""
     assert left.stat().st_size == right.stat().st_size, "the files differ in length"

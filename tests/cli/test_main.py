@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from tests.support import instar
+from tests.support import instar, settle
 
 from instar.cli.commands.shared import define
 from instar.cli.session import Session
@@ -70,6 +70,7 @@ def test_a_cell_that_cannot_be_had_is_no_reason_to_go_without(tmp_path):
 
 def test_without_isolation_the_answer_is_the_same(tmp_path):
     instar("create", "-q", "-f", "vhdx", "d", "1M", cwd=tmp_path)
+    settle(tmp_path / "d")
     assert instar("info", "d", cwd=tmp_path).stdout == instar("--isolation=none", "info", "d", cwd=tmp_path).stdout
 
 

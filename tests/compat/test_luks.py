@@ -10,7 +10,7 @@ import pytest
 from tests.cli.dialect.world import call
 from tests.compat.versions import VERSIONS, real
 from tests.formats.luks.volumes import NOW, SECRET, cryptsetup, make_real, qemu_io
-from tests.support import extents, needs_qemu_img, needs_qemu_io, run
+from tests.support import extents, needs_qemu_img, needs_qemu_io, run, settle
 from tests.support import reader as open_reader
 
 import instar
@@ -60,6 +60,7 @@ def create(path: Path, format: str, options: dict[str, str], kind: str = "auto")
 
 def agree(path: Path) -> None:
     """Require that instar and every real qemu-img say the same of an image."""
+    settle(path)
     for version in {VERSIONS[0], VERSIONS[-1]}:
         image = instar.info(str(path), generation=version)
         assert dumps(info_object(image, version)) + "\n" == run(real(version), "info", "--output=json", path).stdout

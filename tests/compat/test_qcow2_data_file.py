@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.compat.versions import VERSIONS, real
-from tests.support import extents, instar, needs_qemu_img, needs_qemu_io, qemu_img, run, same_bytes
+from tests.support import extents, instar, needs_qemu_img, needs_qemu_io, qemu_img, run, same_bytes, settle
 
 from instar import HostError, OptionError, create
 
@@ -82,6 +82,7 @@ def test_info_and_check_say_what_qemu_img_says(tmp_path, version):
         words = ["create", "-f", "qcow2", "-o", f"data_file=d{text}", "i", "3000000"]
         left, right = said(words, version, ours, theirs)
         assert left == right
+        settle(ours / "i", ours / "d", theirs / "i", theirs / "d")
         for command in ("info", "check"):
             for more in ([], ["--output=json"]):
                 left, right = said([command, *more, "i"], version, ours, theirs)

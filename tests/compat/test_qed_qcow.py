@@ -10,8 +10,9 @@ import struct
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.compat.differences import without_storage
 from tests.compat.versions import VERSIONS, real
-from tests.support import instar, needs_qemu_img, needs_qemu_io, qemu_img, run
+from tests.support import instar, needs_qemu_img, needs_qemu_io, qemu_img, run, settle
 
 import instar as library
 from instar.cli.json import dumps
@@ -118,7 +119,8 @@ def test_line_gives_what_qemu_img_gives(line: str, surroundings: Path, tmp_path:
         shutil.copytree(surroundings, tmp_path / name)
     theirs = run(real(version), *words, cwd=tmp_path / "theirs")
     ours = instar(*words, cwd=tmp_path / "ours", dialect="qemu-img", INSTAR_QEMU_VERSION=".".join(map(str, version)))
-    answers = [(done.returncode, done.stdout, done.stderr.rstrip("\n")) for done in (ours, theirs)]
+    # Two copies of an image may lie in more or in fewer pieces; agree() compares what is said of one.
+    answers = [(done.returncode, without_storage(done.stdout), done.stderr.rstrip("\n")) for done in (ours, theirs)]
     assert answers[0] == answers[1]
     if theirs.returncode == 0 and words[0] == "create" and "help" not in words:
         assert (tmp_path / "ours" / "t").read_bytes() == (tmp_path / "theirs" / "t").read_bytes()
@@ -126,6 +128,7 @@ def test_line_gives_what_qemu_img_gives(line: str, surroundings: Path, tmp_path:
 
 def agree(image: Path, format: str) -> None:
     """Require that instar and every real qemu-img say the same of an image."""
+    settle(image)
     for version in VERSIONS:
         found = library.info(str(image), format=format, generation=version)
         theirs = run(real(version), "info", "--output=json", "-f", format, image)

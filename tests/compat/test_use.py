@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.compat.versions import VERSIONS, real
-from tests.support import needs_qemu_img, needs_qemu_io, qemu_img, run
+from tests.support import needs_qemu_img, needs_qemu_io, qemu_img, run, settle
 
 import instar
 from instar.cli.json import dumps
@@ -77,6 +77,7 @@ def test_guest_data_goes_in_and_comes_out(format: str, options: dict[str, str], 
 
 def agree(image: Path, format: str) -> None:
     """Require that instar and every real qemu-img say the same of an image with data."""
+    settle(image)
     for version in VERSIONS:
         theirs = run(real(version), "info", "--output=json", "-f", format, image)
         assert (

@@ -9,7 +9,7 @@ import pytest
 from tests.compat.versions import VERSIONS, real
 from tests.formats.parallels.images import bitmap, extended, parallels
 from tests.formats.vdi.images import FREE, vdi
-from tests.support import needs_qemu_img, qemu_img, run, same_bytes
+from tests.support import needs_qemu_img, qemu_img, run, same_bytes, settle
 
 import instar
 from instar.cli.render import check_text
@@ -61,6 +61,7 @@ IMAGES: dict[str, tuple[str, bytes]] = {
 def test_the_command_says_what_qemu_img_says(name: str, words: list[str], tmp_path: Path) -> None:
     format, data = IMAGES[name]
     (tmp_path / "image").write_bytes(data)
+    settle(tmp_path / "image")
     version = VERSIONS[-1]
     theirs = run(real(version), *words, "-f", format, "image", cwd=tmp_path)
     env = {
