@@ -44,8 +44,9 @@ def info_object(image: ImageInfo, generation: tuple[int, int]) -> dict[str, obje
             top["backing-filename-format"] = image.backing_format
         if image.parent_fits is False:
             top["backing-file-fits"] = False
-    if image.format_specific is not None:
-        top["format-specific"] = image.format_specific
+    specific = _specific(image, generation)
+    if specific is not None:
+        top["format-specific"] = specific
     if generation >= CHILDREN_SINCE:
         top["children"] = [{"name": child.name, "info": _child_object(child)} for child in image.children]
     return top
@@ -53,6 +54,11 @@ def info_object(image: ImageInfo, generation: tuple[int, int]) -> dict[str, obje
 
 def _told_dirty(image: ImageInfo, generation: tuple[int, int]) -> bool:
     return image.dirty and (image.format != "qcow2" or generation >= _OPEN_QCOW2_SINCE)
+
+
+def _specific(image: ImageInfo, generation: tuple[int, int]) -> dict[str, Wire] | None:
+    """Return what only this format has; of files there is such a thing for as long as they are listed."""
+    return image.format_specific if image.format != "file" or generation >= CHILDREN_SINCE else None
 
 
 def _child_object(child: Child) -> dict[str, object]:
@@ -95,10 +101,9 @@ def info_text(image: ImageInfo, generation: tuple[int, int]) -> str:
             lines.append("backing file fits: no, the image was made for another one, or for an earlier state of it")
     if image.snapshots:
         lines += ["Snapshot list:", *_snapshot_lines(image.snapshots, generation)]
-    if image.format_specific is not None:
-        data = image.format_specific.get("data")
-        if isinstance(data, dict) and data:
-            lines += ["Format specific information:", *_dump(data, 1)]
+    data = (_specific(image, generation) or {}).get("data")
+    if isinstance(data, dict) and data:
+        lines += ["Format specific information:", *_dump(data, 1)]
     if generation >= CHILDREN_SINCE:
         for child in image.children:
             lines += _child_lines(child)

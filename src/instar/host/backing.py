@@ -57,6 +57,8 @@ def look_at_backing(request: Request, open_it: bool, isolation: Isolation, gener
         image = open_image(full, action="open the backing file")
     except HostError as error:
         error.role = "backing"
+        if error.path == full:
+            error.path = source.name
         raise
     with image:
         if _identity(strip_file_protocol(request.path)) == image.identity:

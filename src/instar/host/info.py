@@ -121,6 +121,18 @@ class ImageInfo:
                 if isinstance(row, dict) and isinstance(role, str) and role in names:
                     row["filename"] = names[role]
 
+    def call(self, name: str) -> None:
+        """Show the image's own file by another name than that by which it was opened."""
+        data = (self.format_specific or {}).get("data")
+        extents = data.get("extents") if isinstance(data, dict) else None
+        for row in extents if isinstance(extents, list) else ():
+            if isinstance(row, dict) and row.get("filename") == self.filename:
+                row["filename"] = name
+        for child in self.children:
+            if child.filename == self.filename:
+                child.filename = name
+        self.filename = name
+
     def count_rows(self) -> int:
         """Return how many snapshots, files, and rows of what the format has beside, there are to show."""
         data = (self.format_specific or {}).get("data")
@@ -130,8 +142,9 @@ class ImageInfo:
     def seen_as_file(self) -> None:
         """Describe the file itself instead of a raw image in it: QEMU's driver ``file``."""
         self.format = "file"
+        hint = self.children[-1].extent_size_hint
         self.children = []
-        self.format_specific = {"type": "file", "data": {}}
+        self.format_specific = {"type": "file", "data": {"extent-size-hint": hint} if hint else {}}
 
     @property
     def actual_size(self) -> int:

@@ -48,15 +48,26 @@ def combine(base: str, name: str) -> str:
 class Source:
     """What the name of an image stands for: ``path`` of a plain file, and the ``format`` that it says, if it says one.
 
-    ``protocol`` is true if the file is to be seen as a file, and not as an image in it (driver ``file``).
+    ``protocol`` is true if the file is to be seen as a file, and not as an image in it (driver ``file``). For showing
+    are ``name``, the file's as it was given, and ``secret``: the option that names a secret, and that name.
     """
 
-    __slots__ = ("format", "path", "protocol")
+    __slots__ = ("format", "name", "path", "protocol", "secret")
 
-    def __init__(self, path: str, format: str | None = None, *, protocol: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        format: str | None = None,
+        *,
+        protocol: bool = False,
+        name: str | None = None,
+        secret: tuple[str, str] | None = None,
+    ) -> None:
         self.path = path
         self.format = format
         self.protocol = protocol
+        self.name = path if name is None else name
+        self.secret = secret
 
 
 def source_of(name: str, *, format: str | None = None, generation: tuple[int, int] = NEWEST) -> Source:

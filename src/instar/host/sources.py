@@ -11,7 +11,7 @@ from instar.core.errors import OptionError, printable
 from instar.core.keyval import take_key, take_value
 from instar.core.qjson import JsonError, loads
 from instar.formats import find
-from instar.host.names import Source, protocol_of
+from instar.host.names import Source, protocol_of, strip_file_protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,6 +59,17 @@ def from_json(name: str, format: str | None, generation: tuple[int, int]) -> Sou
     return from_options(flat, format)
 
 
+def as_file(name: str, generation: tuple[int, int]) -> Source:
+    """Return what a name stands for where it is said to be that of a file, seen as one (``-f file``).
+
+    Raises:
+        OptionError: what ``from_json`` raises.
+    """
+    if name.startswith("json:"):
+        return from_json(name, "file", generation)
+    return from_options({"filename": strip_file_protocol(name)}, "file")
+
+
 def from_text(text: str) -> Source:
     """Return what ``--image-opts`` stands for: ``driver=qcow2,file.filename=disk.img``.
 
@@ -103,7 +114,7 @@ def from_options(flat: dict[str, Json], format: str | None) -> Source:
     _known(driver)
     below = {key[5:]: value for key, value in flat.items() if key.startswith("file.")}
     if driver == "file":
-        return Source(_file_name(flat), "raw", protocol=True)
+        return Source(_file_name(flat), "raw", protocol=True, name=_text(flat, "filename"))
     if driver is not None and find(driver, aliases=False) is None:
         raise _unsupported(driver)
     if "file" in flat:
@@ -119,7 +130,9 @@ def from_options(flat: dict[str, Json], format: str | None) -> Source:
         raise _unsupported(str(file_driver))
     path = _file_name(below)
     _refuse_rest(flat, driver)
-    return Source(path, driver)
+    key = "key-secret" if driver == "luks" else "encrypt.key-secret"
+    secret = _text(flat, key)
+    return Source(path, driver, name=_text(below, "filename"), secret=None if secret is None else (key, secret))
 
 
 def _refuse_rest(flat: dict[str, Json], driver: str | None) -> None:

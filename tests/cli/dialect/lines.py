@@ -497,6 +497,8 @@ create -f qcow2 -b 'json:{"file.filename":"b.qcow2"}' -F qcow2 t
 create -f qcow2 -b 'json:{"file.filename":"b.qcow2"}' t
 create -f qcow2 -b 'json:{"driver":"file","filename":"b.raw"}' -F raw t
 create -f qcow2 -b 'json:{"driver":"qcow2","file":{"driver":"file","filename":"nosuch"}}' -F qcow2 t
+create -f qcow2 -b 'json:{"driver":"qcow2","file":{"driver":"file","filename":"file:x"}}' -F qcow2 t
+create -f qcow2 -b 'json:{"driver":"qcow2","file":{"driver":"file","filename":"c:d"}}' -F qcow2 t
 create -f qcow2 -b 'json:{"driver":"raw","file":{"driver":"file","filename":"b.raw"}}' -F qcow2 t
 create -f qcow2 -b 'json:{' -F raw t
 create -f qcow2 -b json:[] -F raw t
@@ -605,6 +607,9 @@ _JSON_NAMES = """
 {"driver":"raw","file.filename":"b.raw"}
 {"driver":"vmdk","file.filename":"b.qcow2"}
 {"driver":"file","filename":"b.qcow2"}
+{"driver":"file","filename":"c:d"}
+{"driver":"qcow2","file":{"driver":"file","filename":"c:d"}}
+{"driver":"luks","key-secret":"s","file":{"driver":"file","filename":"b.luks"}}
 {"driver":"file"}
 {"driver":"qcow2"}
 {"filename":"b.qcow2"}
@@ -715,6 +720,22 @@ def inspect() -> Iterator[str]:
  --image-opts driver=qcow2,file=b.qcow2
  --image-opts -f qcow2 file.filename=b.qcow2
  --image-opts --output=json driver=qcow2,file.filename=b.qcow2
+ --image-opts driver=qcow2,file.filename=c:d
+ --image-opts --output=json driver=qcow2,file.filename=c:d
+ --image-opts driver=file,filename=c:d
+ --image-opts driver=file,filename=file:b.raw
+ --image-opts driver=luks,file.filename=b.luks
+ --object secret,id=s,data=letmein --image-opts driver=luks,key-secret=s,file.filename=b.luks
+ --object secret,id=s,data=letmein --image-opts --output=json driver=luks,key-secret=s,file.filename=b.luks
+ --object secret,id=s,data=letmein --image-opts driver=luks,key-secret=x,file.filename=b.luks
+ --image-opts driver=luks,key-secret=s,file.filename=b.luks
+ -f file b.qcow2
+ -f file --output=json b.qcow2
+ -f file c:d
+ -f file file:b.qcow2
+ -f file json:{}
+ -f file nosuch:b
+ -f qcow2 c:d
 """.strip("\n").splitlines()
         )
     yield from """

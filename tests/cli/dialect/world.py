@@ -153,6 +153,7 @@ def _furnish(folder: Path) -> None:
         make(f"b.{format}", format=format)
     make("b.luks", format="luks", options={"key-secret": "s", "iter-time": 10}, secrets={"s": b"letmein"})
     make("raw4")
+    make("./c:d", format="qcow2")
     make("d/rel.qcow2", format="qcow2")
     for name, content in (
         ("empty", b""),

@@ -10,8 +10,8 @@ from instar.cli.commands.shared import (
     OBJECT,
     OUTPUT,
     Stop,
-    find_source,
     judge_cache,
+    look,
     one_image,
     read,
     report,
@@ -68,15 +68,7 @@ def run(session: Session, argv: list[str]) -> int:
     from instar.host.check import check
 
     try:
-        source = find_source(session, parsed, path)
-        result = check(
-            source.path,
-            format=source.format,
-            allow=session.allow,
-            isolation=session.isolation,
-            generation=session.generation,
-            force_share=parsed.has("force-share"),
-        )
+        _, result = look(session, parsed, path, check)
         result.filename = path
         row = find(result.format)
         if session.as_qemu and row is not None and not row.qemu_checks:

@@ -10,8 +10,8 @@ from instar.cli.commands.shared import (
     OBJECT,
     OUTPUT,
     Stop,
-    find_source,
     judge_cache,
+    look,
     one_image,
     read,
     report,
@@ -25,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from instar.cli.session import Session
     from instar.host.info import ImageInfo
+    from instar.host.names import Source
 
 SWITCHES = (
     Switch("format", "f", "format", "FMT", "the image's format; found out if not given"),
@@ -68,19 +69,16 @@ def run(session: Session, argv: list[str]) -> int:
     from instar.host.info import info, info_chain
 
     try:
-        source = find_source(session, parsed, path)
         chain = parsed.has("backing-chain")
-        found = (info_chain if chain else info)(
-            source.path,
-            format=source.format,
-            allow=session.allow,
-            isolation=session.isolation,
-            generation=session.generation,
-            force_share=parsed.has("force-share"),
-        )
-        images = found if isinstance(found, list) else [found]
+        if chain:
+            source, images = look(session, parsed, path, info_chain)
+        else:
+            source, image = look(session, parsed, path, info)
+            images = [image]
         if source.protocol:
             images[0].seen_as_file()
+        if session.as_qemu:
+            _name_as_qemu(images[0], source)
     except InstarError as error:
         from instar.cli.messages import inspect_words
 
@@ -100,6 +98,23 @@ def run(session: Session, argv: list[str]) -> int:
 
         say("\n".join(info_text(image, session.generation) for image in images))
     return 0
+
+
+def _name_as_qemu(image: ImageInfo, source: Source) -> None:
+    """Give an image the name that QEMU shows: the file's, or one made up where that alone does not open it.
+
+    It keeps 4,095 bytes of what it makes up (see QEMU, ``bdrv_refresh_filename``).
+    """
+    image.call(source.name)
+    if source.secret is None:
+        return
+    from instar.cli.json import in_order, quote
+
+    key, secret = source.secret
+    file = f'{{"driver": "file", "filename": {quote(image.filename)}}}'
+    members = in_order({"driver": quote(image.format), "file": file, key: quote(secret)})
+    name = "json:{" + ", ".join(f"{quote(name)}: {value}" for name, value in members) + "}"
+    image.filename = name if len(name) <= 4095 else f"{name[:4092]}..."
 
 
 def _warn_of_bitmaps(session: Session, image: ImageInfo) -> None:

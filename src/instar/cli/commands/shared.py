@@ -9,9 +9,12 @@ from instar.core.errors import InstarError, OptionError, SandboxError, printable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import TypeVar
 
     from instar.cli.session import Session
     from instar.host.names import Source
+
+    Result = TypeVar("Result")
 
 OUTPUT = Switch("output", "", "output", "FORMAT", "print for people (human) or for programs (json)")
 HELP = Switch("help", "h", "help", "", "print this help")
@@ -207,7 +210,7 @@ def find_source(session: Session, parsed: Parsed, path: str) -> Source:
         OptionError: the name stands for nothing that can be opened, or there is no such format.
     """
     from instar.formats import find, readable
-    from instar.host.names import Source, source_of
+    from instar.host.names import source_of
 
     if parsed.has("image-opts"):
         from instar.host.sources import from_text
@@ -217,7 +220,9 @@ def find_source(session: Session, parsed: Parsed, path: str) -> Source:
         return from_text(path)
     name = parsed.last("format")
     if name == "file" and session.as_qemu:
-        return Source(source_of(path).path, "raw", protocol=True)
+        from instar.host.sources import as_file
+
+        return as_file(path, session.generation)
     row = None if name is None else find(name, aliases=not session.as_qemu)
     if name is not None and row is None:
         from instar.core.drivers import DRIVERS
@@ -226,6 +231,31 @@ def find_source(session: Session, parsed: Parsed, path: str) -> Source:
         code = "driver-unsupported" if session.as_qemu and name in DRIVERS else "unknown-driver-name"
         raise OptionError(code, f"there is no format '{name}'; instar reads {known}", driver=name, path=path)
     return source_of(path, format=None if row is None else row.name, generation=session.generation)
+
+
+def look(session: Session, parsed: Parsed, path: str, operation: Callable[..., Result]) -> tuple[Source, Result]:
+    """Have an operation of the library look at the image that FILE stands for, as the switches ask.
+
+    Raises:
+        InstarError: what ``find_source`` and the operation raise; of the file as the dialect names it.
+    """
+    from instar.core.errors import HostError
+
+    source = find_source(session, parsed, path)
+    try:
+        found = operation(
+            source.path,
+            format=source.format,
+            allow=session.allow,
+            isolation=session.isolation,
+            generation=session.generation,
+            force_share=parsed.has("force-share"),
+        )
+    except HostError as error:
+        if session.as_qemu and error.path == source.path:
+            error.path = source.name
+        raise
+    return source, found
 
 
 def one_image(session: Session, command: str, parsed: Parsed) -> str:
