@@ -10,7 +10,7 @@ _PIECE = 1 << 20
 
 
 class Bits:
-    """``count`` units, none of them in use at first."""
+    """``count`` units, none of them in use at first; ``data`` has their bits, from the lowest one on."""
 
     __slots__ = ("count", "data")
 
