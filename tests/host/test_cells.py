@@ -12,13 +12,13 @@ from instar.core.errors import HostError, ImageError, InstarError, InternalError
 from instar.core.wire import encode
 from instar.guest.main import main
 from instar.host.cells import call
-from instar.sandbox.cell import Isolation, Limits
+from instar.sandbox.cell import Grant, Isolation, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from instar.core.wire import Wire
-    from instar.sandbox.cell import Grant, Serve
+    from instar.sandbox.cell import Serve
 
 
 class Answering(Isolation):
@@ -39,7 +39,8 @@ class Answering(Isolation):
 
 
 def answer(reply: bytes) -> Wire:
-    return call("info", {}, [], isolation=Answering(reply), limits=Limits(), path="disk\x1b.img")
+    files = [Grant(0, "r", 0, "first"), Grant(1, "w", 0, "second")]
+    return call("info", {}, files, isolation=Answering(reply), limits=Limits(), path="disk\x1b.img")
 
 
 scalars = (
@@ -53,7 +54,7 @@ anything = st.recursive(
     scalars, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=3), x, max_size=3), max_leaves=6
 )
 likely = st.sampled_from(["image", "os", "limit", "internal", "corrupt", "denied", "\x1b[2J", "x" * 5000])
-names = ("class", "kind", "structure", "detail", "field", "offset", "value", "limit", "format", "errno")
+names = ("class", "kind", "structure", "detail", "field", "offset", "value", "limit", "format", "errno", "file")
 errors = st.dictionaries(st.sampled_from(names), likely | anything, max_size=len(names))
 
 
@@ -94,6 +95,8 @@ class TestReply:
         ("facts", "kind"),
         [
             ({"class": "os", "errno": 28}, HostError),
+            ({"class": "os", "errno": 28, "file": 2}, HostError),
+            ({"class": "os", "errno": 28, "file": -1}, HostError),
             ({"class": "limit", "detail": "memory"}, SandboxError),
             ({"class": "internal", "detail": "oh"}, InternalError),
             ({"class": "image", "kind": "corrupt", "structure": "header", "detail": "bad"}, ImageError),
@@ -106,6 +109,14 @@ class TestReply:
         assert type(caught.value) is kind
         if kind not in (InternalError, OptionError):
             assert str(caught.value).startswith("disk\\x1b.img: ")
+
+    @pytest.mark.parametrize(
+        ("file", "said"), [(0, "first: cannot read it: No space"), (1, "second: cannot write it: No space")]
+    )
+    def test_of_the_system_names_the_file_that_it_is_about(self, file: int, said: str) -> None:
+        with pytest.raises(HostError) as caught:
+            answer(encode({"error": {"class": "os", "errno": 28, "file": file}}))
+        assert str(caught.value).startswith(said)
 
 
 class TestDoor:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import random
+import re
 import shutil
 import signal
 import stat
@@ -384,6 +385,15 @@ class TestNoSpace:
             assert "No space left on device" in done.stderr
             assert os.listdir(folder) == ["a"]
             assert os.statvfs(folder).f_bavail > 200
+
+    @pytest.mark.parametrize("kind", ["auto", "process", "none"])
+    def test_is_said_of_the_file_that_could_not_be_written(self, kind: str, tmp_path: Path) -> None:
+        with mounted(tmp_path / "small", "tmpfs", "-o", "size=1m") as folder:
+            words = ["create", f"--isolation={kind}", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse"]
+            done = instar(*words, folder / "t.vmdk", "900G")
+            said = rf"instar: {re.escape(str(folder))}/t-s\d+\.vmdk: cannot write it: No space"
+            assert re.match(said, done.stderr), done.stderr
+            assert os.listdir(folder) == []
 
 
 class TestWithoutUnnamedFiles:

@@ -98,7 +98,8 @@ def facts_of(error: Exception) -> dict[str, Wire]:
         values: dict[str, Wire] = {k: v for k, v in error.values.items() if isinstance(v, (int, str))}
         return {"class": "option", "code": error.code, "detail": _text(error.detail), "values": values}
     if isinstance(error, OSError):
-        return {"class": "os", "errno": error.errno or 0}
+        file = error.filename if isinstance(error.filename, int) else None  # see ``GrantedFile``
+        return {"class": "os", "errno": error.errno or 0, "file": file}
     return {"class": "internal", "detail": _describe(error)}
 
 

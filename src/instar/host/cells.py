@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 #: linux/err.h
 _MAX_ERRNO = 4095
+_ACTIONS = {"r": "read it", "w": "write it", "rw": "read or write it"}
 #: Longest name of a structure, field or format.
 _MAX_WORD = 80
 
@@ -64,7 +65,7 @@ def call(
             raise WireError("the reply is neither a value nor an error")
         if "ok" in value:
             return value["ok"]
-        error = error_of(take(value, "error", dict), path, limits)
+        error = error_of(take(value, "error", dict), path, limits, files)
     except WireError as fault:
         raise SandboxError("protocol", f"the cell's reply cannot be used: {fault}", path=path) from None
     except SandboxError as fault:
@@ -73,8 +74,8 @@ def call(
     raise error
 
 
-def error_of(facts: dict[str, Wire], path: str, limits: Limits) -> InstarError:
-    """Rebuild an error from what a cell says. Texts are capped: they may be as long as a reply.
+def error_of(facts: dict[str, Wire], path: str, limits: Limits, files: Sequence[Grant] = ()) -> InstarError:
+    """Rebuild an error from what a cell with these files says. Texts are capped: they may be as long as a reply.
 
     Raises:
         WireError: it says nothing that can be understood.
@@ -84,7 +85,11 @@ def error_of(facts: dict[str, Wire], path: str, limits: Limits) -> InstarError:
         number = take(facts, "errno", int)
         if not 0 < number <= _MAX_ERRNO:
             raise WireError("an unknown error of the system")
-        return HostError(number, path, "read or write it", os.strerror(number))
+        file = take_optional(facts, "file", int)
+        if file is None or not 0 <= file < len(files):
+            return HostError(number, path, "read or write it", os.strerror(number))
+        grant = files[file]
+        return HostError(number, grant.name or path, _ACTIONS[grant.mode], os.strerror(number))
     detail = take(facts, "detail", str)[:MAX_DETAIL]
     if kind == "limit":
         return SandboxError("limit", f"{detail} (limit {limits.memory >> 20} MiB)", path=path)

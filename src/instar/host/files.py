@@ -58,7 +58,7 @@ class OpenFile:
 
     def grant(self, mode: str = "r") -> Grant:
         """Return the file as a cell is given it."""
-        return Grant(self.fd, mode, self.size)
+        return Grant(self.fd, mode, self.size, self.path)
 
     def close(self) -> None:
         """Close the descriptor; harmless when done twice."""

@@ -196,7 +196,7 @@ def make_in_cell(
         reply = call(
             "create",
             {**args, "first_file": first},
-            [Grant(output.fd, "w", output.size if output.keep else 0) for output in files],
+            [Grant(output.fd, "w", output.size if output.keep else 0, output.path) for output in files],
             isolation=isolation,
             limits=limits,
             path=request.path,

@@ -45,14 +45,18 @@ NAMES = ("auto", "kvm", "process", "none")
 
 
 class Grant:
-    """An open descriptor that a cell may use: ``mode`` is ``r``, ``w`` or ``rw``, ``size`` its length in bytes."""
+    """An open descriptor that a cell may use: ``mode`` is ``r``, ``w`` or ``rw``, ``size`` its length in bytes.
 
-    __slots__ = ("fd", "mode", "size")
+    ``name`` is for errors that are about this file. No cell learns it.
+    """
 
-    def __init__(self, fd: int, mode: str, size: int) -> None:
+    __slots__ = ("fd", "mode", "name", "size")
+
+    def __init__(self, fd: int, mode: str, size: int, name: str = "") -> None:
         self.fd = fd
         self.mode = mode
         self.size = size
+        self.name = name
 
 
 class Limits:

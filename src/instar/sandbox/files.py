@@ -22,27 +22,39 @@ class GrantedFile:
         self.size = size
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return up to ``length`` bytes from ``offset``; fewer only at the end of the file."""
-        data = os.pread(self._fd, length, offset)
-        if len(data) < length:
-            pieces = [data]
-            got = len(data)
-            while got < length and (more := os.pread(self._fd, length - got, offset + got)):
-                pieces.append(more)
-                got += len(more)
-            data = b"".join(pieces)
+        """Return up to ``length`` bytes from ``offset``; fewer only at the end of the file.
+
+        Raises:
+            OSError: as the system says; its ``filename`` is the file's number.
+        """
+        try:
+            data = os.pread(self._fd, length, offset)
+            if len(data) < length:
+                pieces = [data]
+                got = len(data)
+                while got < length and (more := os.pread(self._fd, length - got, offset + got)):
+                    pieces.append(more)
+                    got += len(more)
+                data = b"".join(pieces)
+        except OSError as error:
+            error.filename = self.number
+            raise
         return data
 
     def write(self, offset: int, data: bytes) -> None:
         """Write all of ``data`` at ``offset``.
 
         Raises:
-            OSError: as the system says (``ENOSPC``, ``EIO`` …).
+            OSError: as the system says (``ENOSPC``, ``EIO`` …); its ``filename`` is the file's number.
             SandboxError: ``protocol``, the system wrote nothing without saying why.
         """
-        done = os.pwrite(self._fd, data, offset)
-        while done < len(data):
-            wrote = os.pwrite(self._fd, data[done:], offset + done)
-            if wrote <= 0:
-                raise SandboxError("protocol", "a write made no progress")
-            done += wrote
+        try:
+            done = os.pwrite(self._fd, data, offset)
+            while done < len(data):
+                wrote = os.pwrite(self._fd, data[done:], offset + done)
+                if wrote <= 0:
+                    raise SandboxError("protocol", "a write made no progress")
+                done += wrote
+        except OSError as error:
+            error.filename = self.number
+            raise
