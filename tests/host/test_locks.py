@@ -196,6 +196,20 @@ def test_the_old_image_is_locked_until_the_new_one_has_its_name(folder: Path) ->
     assert (folder / "b.qcow2").stat().st_size == 0
 
 
+@pytest.mark.parametrize("format", ["vpc", "vhdx"])
+def test_the_parent_that_a_check_looks_at_is_locked_as_well(format: str, folder: Path) -> None:
+    above, path = folder / "above", str(folder / "child")
+    qemu_img("create", "-q", "-f", format, above, "4M")
+    library.create(path, format=format, backing="above")
+    with opened("-f", format, "above", cwd=folder):
+        with pytest.raises(HostError) as caught:
+            library.check(path)
+        assert (os.path.normpath(caught.value.path), caught.value.lock) == (str(above), 'shared "write"')
+        assert library.check(path, force_share=True).clean
+    assert library.check(path).clean
+    assert locked_bytes(above) == set()
+
+
 @pytest.mark.parametrize(
     ("wanted", "bytes_"),
     [

@@ -98,7 +98,7 @@ def describe(
     required = [r for r in found.facts.references if r.required]
     if gate is None or not required:
         if gate is not None and operation == "check" and found.facts.backing is not None:
-            _check_with_parent(found, found.facts.backing, gate, args, isolation, limits)
+            _check_with_parent(found, found.facts.backing, gate, lock, args, isolation, limits)
         return found
     try:
         if len(required) > _FEW:
@@ -121,7 +121,13 @@ def describe(
 
 
 def _check_with_parent(
-    found: Described, parent: Reference, gate: Gate, args: dict[str, Wire], isolation: Isolation, limits: Limits
+    found: Described,
+    parent: Reference,
+    gate: Gate,
+    lock: _Lock,
+    args: dict[str, Wire],
+    isolation: Isolation,
+    limits: Limits,
 ) -> None:
     """Check an image that asked for its parent; without that if the gate does not open it."""
     files = [found.image]
@@ -132,6 +138,8 @@ def _check_with_parent(
     except (ImageError, HostError):
         pass  # the check says so
     try:
+        if len(files) > 1:
+            lock.take_part(files[1], parent)
         grants = [file.grant() for file in files]
         found.value = call("check", args, grants, isolation=isolation, limits=limits, path=found.image.path)
         found.facts = _facts("check", found.value)
