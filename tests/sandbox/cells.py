@@ -13,7 +13,7 @@ from instar.sandbox.inline import InlineCell
 from instar.sandbox.process.cell import ProcessCell
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from instar.core.errors import SandboxError
     from instar.core.wire import Wire
@@ -116,12 +116,22 @@ def status_of(pid: int) -> dict[str, str]:
     return dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
 
 
+def living(pids: Iterable[int]) -> dict[int, dict[str, str]]:
+    """Return ``status_of`` those processes that run (a zombie does not). Any may end while they are looked at."""
+    found = {}
+    for pid in pids:
+        try:
+            status = status_of(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if status["State"][0] not in "ZX":
+            found[pid] = status
+    return found
+
+
 def is_alive(pid: int) -> bool:
-    """Tell whether a process runs (a zombie does not)."""
-    try:
-        return status_of(pid)["State"][0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    """Tell whether a process runs."""
+    return bool(living([pid]))
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10) -> bool:

@@ -23,7 +23,7 @@ from instar.sandbox.kvm.cell import KvmCell
 from instar.sandbox.process import server
 from instar.sandbox.process.cell import ProcessCell
 from instar.sandbox.process.channel import converse
-from tests.sandbox.cells import children, has_children, is_alive, libc, open_fds, status_of, wait_until
+from tests.sandbox.cells import children, has_children, is_alive, libc, living, open_fds, wait_until
 
 HERE, KIND = sys.argv[1:]
 IMAGE = os.path.join(HERE, "disk.qcow2")
@@ -51,8 +51,8 @@ def start(files=(), limits=None, device="/dev/kvm"):
 
 def server_pid():
     # A detached process becomes a child of whoever says that it adopts them.
-    for pid in children():
-        if is_alive(pid) and b"instar.sandbox.process.serve" in read(f"/proc/{{pid}}/cmdline"):
+    for pid in living(children()):
+        if b"instar.sandbox.process.serve" in read(f"/proc/{{pid}}/cmdline"):
             return pid
     return 0
 
@@ -69,7 +69,7 @@ def one_cell():
 
 def count_cells():
     # One kvm cell may wait for the next order; it has not been sealed.
-    return sum(status_of(pid)["Seccomp"] != "0" for pid in children(server_pid()) if is_alive(pid))
+    return sum(status["Seccomp"] != "0" for status in living(children(server_pid())).values())
 
 def adopt():
     assert libc.prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER

@@ -24,8 +24,8 @@ def spare():
     def look():
         # It has a processor already, but neither the machine nor the device any more.
         kvm = ["anon_inode:kvm-vcpu:0"]
-        unsealed = [p for p in children(server_pid()) if is_alive(p) and status_of(p)["Seccomp"] == "0"]
-        found[:] = [p for p in unsealed if [link for link in links(p) if "kvm" in link] == kvm]
+        unsealed = [pid for pid, status in living(children(server_pid())).items() if status["Seccomp"] == "0"]
+        found[:] = [pid for pid in unsealed if [link for link in links(pid) if "kvm" in link] == kvm]
         return bool(found)
     assert wait_until(look), "no spare was made"
     return found[0]
@@ -33,7 +33,7 @@ def pid_of_next(limits=None):
     running = start((), limits)
     seen = []
     def look():
-        seen[:] = [p for p in children(server_pid()) if is_alive(p) and status_of(p)["Seccomp"] == "2"]
+        seen[:] = [pid for pid, status in living(children(server_pid())).items() if status["Seccomp"] == "2"]
         return bool(seen)
     assert wait_until(look), "no cell was made"
     running.end()
