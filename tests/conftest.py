@@ -22,9 +22,15 @@ _FIRST = ("tests/sandbox/", "tests/host/test_sandbox.py", "tests/hostile/")
 
 
 def pytest_configure() -> None:
-    """Have interrupts: what a shell starts in the background ignores them, and so would all that tests interrupt."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Have signals: what a shell or ``nohup`` starts in the background ignores some, and so would what tests end."""
+    for number, usual in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGQUIT, signal.SIG_DFL),
+        (signal.SIGHUP, signal.SIG_DFL),
+        (signal.SIGTERM, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, usual)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
