@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.baselines.store import Answer, Version, read_image
-from tests.cli.dialect.world import BY_CHANCE, answer_of, call
+from tests.cli.dialect.world import answer_of, call
 from tests.compat.differences import plain, told_of
+from tests.support import BY_CHANCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

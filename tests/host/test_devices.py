@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 from tests.cli.dialect.world import call
+from tests.support import run
 
 import instar
 from instar.core.errors import OptionError
@@ -77,7 +78,7 @@ def test_space_cannot_be_reserved_on_a_device(format, device, tmp_path):
     words = ["create", "-q", *secret, "-f", format, "-o", options, device, "1M"]
     ours = call(words, (7, 2), tmp_path)
     assert read(device, MiB) == OLD * MiB
-    theirs = subprocess.run(["qemu-img", *words], capture_output=True, text=True, check=False)
+    theirs = run("qemu-img", *words)
     assert ours == (theirs.returncode, theirs.stdout, theirs.stderr)
     assert ours[0] == 1
     with pytest.raises(OptionError, match="preallocation=full fills it"):

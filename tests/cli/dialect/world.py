@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.compat.differences import plain, told_of
+from tests.support import BY_CHANCE
 
 import instar
 from instar.cli.main import main
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 Version = tuple[int, int]
 
 _MIB = 1 << 20
-#: What 7.2 says now and then, when it cannot measure how fast it derives keys.
-BY_CHANCE = "accurate CPU usage"
 
 
 class World:
