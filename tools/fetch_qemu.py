@@ -115,8 +115,11 @@ def archives() -> tuple[str, str | None]:
     return uris["main"], uris.get("security")
 
 
-def private_apt(suites: tuple[str, ...], home: Path) -> Path:
-    """Make an apt state of its own in `home`, which knows `suites` and nothing installed; return its configuration."""
+def private_apt(suites: tuple[str, ...], home: Path, architecture: str | None = None) -> Path:
+    """Make an apt state of its own in `home`, which knows `suites` and nothing installed; return its configuration.
+
+    `architecture` is Debian's word for another machine's (`arm64`).
+    """
     main, security = archives()
     lines = []
     for suite in suites:
@@ -128,7 +131,10 @@ def private_apt(suites: tuple[str, ...], home: Path) -> Path:
     (home / "state/status").touch()
     (home / "sources.list").write_text("".join(lines))
     config = home / "apt.conf"
-    config.write_text(APT_CONFIG.format(home=home))
+    foreign = (
+        f'APT::Architecture "{architecture}";\nAPT::Architectures {{ "{architecture}"; }};\n' if architecture else ""
+    )
+    config.write_text(APT_CONFIG.format(home=home) + foreign)
     run("apt-get", "update", "-q", "--error-on=any", config=config)
     return config
 

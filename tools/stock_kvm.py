@@ -19,43 +19,33 @@ every command ended as it should, 1 if not, and 77 if something is missing that 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shlex
 import shutil
 import signal
-import stat
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from tools.fetch_qemu import FetchError, private_apt, run
-from tools.initramfs import Entry, InitramfsError, compile_all, entries_of, modules, stage_python, write_cpio
-from tools.stock_kvm_init import END, KVM_GROUP, READY
+from tools.initramfs import InitramfsError, compile_all, modules, stage_python
+from tools.machine import (
+    EXIT_MISSING,
+    USER,
+    Command,
+    Missing,
+    boot,
+    complaints,
+    stage_project,
+    stop,
+    write_initramfs,
+)
 
-ROOT = Path(__file__).parent.parent
 QEMU = "qemu-system-x86_64"
-USER = 1000
-
-
-@dataclass(frozen=True)
-class Command:
-    """What to run in the checkout, and how it should end.
-
-    `{isolation}` in a word stands for the kind of cell. A user other than 0 is in the group kvm, and nothing else.
-    """
-
-    argv: tuple[str, ...]
-    user: int = USER
-    expect: int = 0
 
 
 def _round_trip(format: str, check: int = 0) -> tuple[Command, ...]:
@@ -108,7 +98,6 @@ MODULE = "kvm_amd"
 
 VENV = Path("/venv")
 PACKAGES = ("pytest", "hypothesis")
-PROJECT = ("src", "tests", "pyproject.toml")
 #: What the commands find in their environment. Neither PYTHONHOME nor a writable checkout: programs have to do without.
 ENVIRONMENT = {
     "PATH": f"{VENV}/bin:/usr/bin:/bin",
@@ -134,12 +123,6 @@ MACHINE = (
     "2048",
 )
 BOOT = "console=ttyS0 quiet loglevel=3 panic=-1 nokaslr mitigations=off no_timer_check random.trust_cpu=on"
-
-EXIT_MISSING = 77
-
-
-class Missing(Exception):
-    """Something is not there without which nothing can be tried; the message says what."""
 
 
 def cache_folder() -> Path:
@@ -199,17 +182,6 @@ def kernel(suite: str) -> Path:
 # --- the initramfs --------------------------------------------------------------------------------------------------
 
 
-def stage_project(tree: Path) -> None:
-    """Put what the commands work on below `tree`."""
-    for name in PROJECT:
-        source, target = ROOT / name, tree / "project" / name
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, target)
-
-
 def build_initramfs(file: Path, tree: Path, home: Path, commands: Sequence[Command], parameters: str) -> None:
     """Write the initramfs to `file`; `tree` is a new folder to gather it in, `home` has the kernel's modules."""
     stage_python(tree, VENV, PACKAGES)
@@ -221,90 +193,11 @@ def build_initramfs(file: Path, tree: Path, home: Path, commands: Sequence[Comma
         (tree / "modules" / f"{name}.ko").write_bytes(data)
     job = {
         "modules": [(name, parameters if name == MODULE else "") for name in loaded],
-        "commands": [asdict(command) for command in commands],
+        "kvm": MODULE,
+        "report": "/dev/ttyS1",
         "environment": ENVIRONMENT,
     }
-    (tree / "job.json").write_text(json.dumps(job))
-    (tree / "etc").mkdir(exist_ok=True)
-    (tree / "etc/passwd").write_text(f"root:x:0:0::/tmp:/bin/false\nuser:x:{USER}:{USER}::/tmp:/bin/false\n")
-    (tree / "etc/group").write_text(f"root:x:0:\nuser:x:{USER}:\nkvm:x:{KVM_GROUP}:user\n")
-    init = tree / "init"
-    script = (ROOT / "tools/stock_kvm_init.py").read_text()
-    init.write_text(f"#!{Path(sys.executable).resolve()} -IBS\n{script}")
-    init.chmod(0o755)
-    console = (Entry("dev", stat.S_IFDIR | 0o755), Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)))
-    with file.open("wb") as out:
-        write_cpio(out, [*console, *entries_of(tree)])
-
-
-# --- the machine ----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Ran:
-    """What became of a machine: seconds until it was ready, if it was, and what came over its second line."""
-
-    ready: float | None = None
-    timed_out: bool = False
-    second: str = ""
-
-
-def boot(argv: Sequence[str | Path], second: Path, timeout: float) -> Ran:
-    """Run QEMU to its end, or kill it after `timeout` seconds; show what comes over the first line as it comes."""
-    ran, start, seen = Ran(), time.monotonic(), b""
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as qemu:
-
-        def late() -> None:
-            ran.timed_out = True
-            qemu.kill()
-
-        timer = threading.Timer(timeout, late)
-        timer.start()
-        try:
-            assert qemu.stdout
-            while data := os.read(qemu.stdout.fileno(), 1 << 16):
-                if ran.ready is None:
-                    seen += data
-                    if READY.encode() in seen:
-                        ran.ready = time.monotonic() - start
-                sys.stdout.buffer.write(data.replace(b"\r", b""))
-                sys.stdout.flush()
-            qemu.wait()
-        finally:
-            timer.cancel()
-            qemu.kill()
-    if second.exists():
-        ran.second = second.read_text(errors="replace")
-    return ran
-
-
-def parse_end(text: str) -> dict[str, Any] | None:
-    """Return the report of the machine's last line, or None if there is no whole one."""
-    for line in reversed(text.replace("\r", "").split("\n")[:-1]):
-        if line.startswith(END):
-            try:
-                report = json.loads(line.removeprefix(END))
-            except ValueError:
-                return None
-            return report if isinstance(report, dict) and isinstance(report.get("codes"), list) else None
-    return None
-
-
-def complaints(ran: Ran, commands: Sequence[Command], timeout: float) -> list[str]:
-    """Return what went wrong, in sentences; nothing if every command ended as it should."""
-    if ran.timed_out:
-        return [f"the machine was killed after {timeout:.0f} s"]
-    report = parse_end(ran.second)
-    if report is None:
-        return ["the machine stopped without its last line"]
-    found = [f"the machine failed: {report['error']}"] if "error" in report else []
-    codes = report["codes"]
-    if len(codes) != len(commands):
-        found.append(f"{len(codes)} of {len(commands)} commands ran")
-    for command, code in zip(commands, codes, strict=False):
-        if code != command.expect:
-            found.append(f"exit status {code} instead of {command.expect}: {shlex.join(command.argv)}")
-    return found
+    write_initramfs(file, tree, str(Path(sys.executable).resolve()), job, commands)
 
 
 # --- the command line -----------------------------------------------------------------------------------------------
@@ -367,11 +260,6 @@ def try_all(arguments: argparse.Namespace) -> int:
         f"initramfs {built - fetched:.1f} s, boot {ready}, machine {ended - built:.1f} s, all {ended - start:.1f} s"
     )
     return 1 if wrong else 0
-
-
-def stop(number: int, frame: FrameType | None) -> None:
-    """End in order when told to, so that no machine is left running."""
-    sys.exit(128 + number)
 
 
 def main() -> int:

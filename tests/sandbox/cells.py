@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.sandbox.numbers import number_of
+
 from instar.sandbox.cell import Grant, Limits
 from instar.sandbox.inline import InlineCell
 from instar.sandbox.process.cell import ProcessCell
@@ -31,7 +33,12 @@ libc.syscall.restype = ctypes.c_long
 
 
 def syscall(number: int, *arguments: int) -> int:
-    """Make a system call; every argument as a full word."""
+    """Make a system call by its number on x86-64, every argument as a full word."""
+    return own_syscall(number_of(number), *arguments)
+
+
+def own_syscall(number: int, *arguments: int) -> int:
+    """Make a system call by its number on this machine; see ``syscall``."""
     return int(libc.syscall(ctypes.c_long(number), *(ctypes.c_long(a) for a in arguments)))
 
 

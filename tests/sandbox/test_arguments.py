@@ -5,12 +5,12 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import platform
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.sandbox.backends import KINDS
 from tests.sandbox.cells import libc, raw, run_guest, sentence
+from tests.sandbox.numbers import USER_TOP
 
 from instar.core.errors import SandboxError
 from instar.sandbox.cell import Grant
@@ -20,18 +20,16 @@ if TYPE_CHECKING:
 
     from instar.sandbox.files import GrantedFile
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="call numbers and addresses are x86-64's")
-
 FORBIDDEN = "the cell was killed: it made a system call that no cell may make"
 MiB = 1 << 20
 _data = ctypes.create_string_buffer(64)
 _data_at = ctypes.addressof(_data)
-_page = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+_page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 _page_at = ctypes.addressof(ctypes.c_char.from_buffer(_page))
 _function_at = ctypes.cast(libc.getpid, ctypes.c_void_p).value or 0
 
 EFAULT, EINVAL, ENOMEM, EFBIG = -14, -22, -12, -27
-NOWHERE, KERNEL, NO_ADDRESS, TOP = 8, -1 << 47, 1 << 63, -4096
+NOWHERE, KERNEL, NO_ADDRESS, TOP = 8, -USER_TOP, 1 << 63, -4096
 R, W, RW = 5, 6, 7
 _PREAD, _PWRITE, _CLOCK = 17, 18, 228
 
@@ -44,7 +42,7 @@ CALLS: tuple[tuple[str, int, tuple[int, ...], int], ...] = (
     ("pread to code", _PREAD, (R, _function_at, 10, 0), EFAULT),
     ("pread to a range that wraps", _PREAD, (R, _data_at, -1, 0), EFAULT),
     ("pread to a range that wraps to 0", _PREAD, (R, -5, 5, 0), EFAULT),
-    ("pread into the hole in the middle of addresses", _PREAD, (R, (1 << 47) - 4096, 4096, 0), EFAULT),
+    ("pread into the hole in the middle of addresses", _PREAD, (R, USER_TOP - 4096, 4096, 0), EFAULT),
     ("pread of nothing to nowhere", _PREAD, (R, NOWHERE, 0, 0), 0),
     ("pread before the start", _PREAD, (R, _data_at, 10, -1), EINVAL),
     ("pread at the lowest offset", _PREAD, (R, _data_at, 10, -1 << 63), EINVAL),
@@ -82,7 +80,7 @@ CALLS: tuple[tuple[str, int, tuple[int, ...], int], ...] = (
     ("munmap of nothing", 11, (0, 0), EINVAL),
     ("munmap off a page", 11, (4097, 4096), EINVAL),
     ("munmap of the kernel", 11, (KERNEL, 4096), EINVAL),
-    ("munmap past the end of addresses", 11, ((1 << 47) - 4096, 1 << 40), EINVAL),
+    ("munmap past the end of addresses", 11, (USER_TOP - mmap.PAGESIZE, 1 << 40), EINVAL),
     ("munmap where nothing is", 11, (1 << 20, 4096), 0),
     ("mremap of nothing", 25, (0, 4096, 8192, 1, 0), EFAULT),
     ("mremap to nothing", 25, (_page_at, 4096, 0, 1, 0), EINVAL),
@@ -135,15 +133,16 @@ class TestCalls:
 
     def test_across_the_end_of_memory_read_only_what_there_is_room_for(self, files: list[Grant], kind: str) -> None:
         """Linux reads up to the end; a monitor refuses the whole."""
-        room = mmap.mmap(-1, 12288, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        page = mmap.PAGESIZE
+        room = mmap.mmap(-1, 3 * page, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         start = ctypes.addressof(ctypes.c_char.from_buffer(room))
-        assert libc.mprotect(ctypes.c_void_p(start + 8192), 4096, 0) == 0
+        assert libc.mprotect(ctypes.c_void_p(start + 2 * page), page, 0) == 0
 
         def guest(job: bytes, granted: list[GrantedFile], ask: Ask) -> bytes:
-            return repr([raw(number, RW, start + 8192 - 10, 100, 0) for number in (_PREAD, _PWRITE)]).encode()
+            return repr([raw(number, RW, start + 2 * page - 10, 100, 0) for number in (_PREAD, _PWRITE)]).encode()
 
         try:
             answers = eval(run_guest(guest, files, kind=kind))
         finally:
-            libc.mprotect(ctypes.c_void_p(start + 8192), 4096, 3)
+            libc.mprotect(ctypes.c_void_p(start + 2 * page), page, 3)
         assert answers == ([10, 10] if kind == "process" else [EFAULT, EFAULT])

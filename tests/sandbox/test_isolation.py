@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +17,7 @@ from instar.sandbox.kvm import cell as kvm_cell
 from instar.sandbox.kvm import machine, monitor
 from instar.sandbox.kvm.photo import PhotoError
 from instar.sandbox.process import cell as process_cell
+from instar.sandbox.process import seal
 from instar.sandbox.process.cell import ProcessCell
 
 if TYPE_CHECKING:
@@ -211,6 +213,7 @@ class TestWithoutKvm:
     ) -> None:
         for module in (machine, kvm_cell, __import__("instar.sandbox.kvm.device", fromlist=["DEVICE"])):
             monkeypatch.setattr(module, "DEVICE", device, raising=False)
+        monkeypatch.setattr(kvm_cell, "machine", lambda: "x86_64")  # on others the device is not asked
         isolation = Isolation("kvm", single_threaded=True)
         with pytest.raises(SandboxError) as caught:
             isolation.open()
@@ -222,6 +225,14 @@ class TestWithoutKvm:
     def test_is_known_for_processors_of_other_kinds(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kvm_cell, "machine", lambda: "aarch64")
         assert kvm_cell.why_unavailable() == "no machine is known for aarch64, only for x86_64"
+
+    def test_is_known_for_a_32_bit_program_before_anything_is_asked_of_the_kernel(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "maxsize", (1 << 31) - 1)
+        monkeypatch.setattr(seal, "syscall", None)
+        for module in (kvm_cell, process_cell):
+            assert module.why_unavailable() == "this Python is a 32-bit program; cells need a 64-bit one"
 
     @needs_kvm
     def test_is_what_a_kvm_that_lacks_something_comes_to(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import platform
 import signal
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.sandbox.backends import KINDS, needs_kvm
 from tests.sandbox.cells import has_children, libc, open_fds, raw, run_guest, sentence
+from tests.sandbox.numbers import ARM, USER_TOP
 
 from instar.core.errors import SandboxError
 from instar.sandbox.cell import Grant
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from tests.sandbox.cells import Ask, Guest
 
     from instar.sandbox.files import GrantedFile
-
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="machine code and call numbers are x86-64's")
 
 CRASHED = "the cell crashed: it used memory or an instruction that it may not use"
 UNDEFINED = "the cell crashed: it ran an instruction that there is not"
@@ -86,24 +84,24 @@ def word(number: int) -> str:
 
 
 def _jump(address: int) -> str:
-    return f"48b8 {word(address)} ffe0"
+    return f"40000058 00001fd6 {word(address)}" if ARM else f"48b8 {word(address)} ffe0"
 
 
 def _read(address: int) -> str:
-    return f"48b8 {word(address)} 488b00"
+    return f"80000058 000040f9 c0035fd6 1f2003d5 {word(address)}" if ARM else f"48b8 {word(address)} 488b00"
 
 
 def _write(address: int) -> str:
-    return f"48b8 {word(address)} c60000"
+    return f"80000058 1f0000f9 c0035fd6 1f2003d5 {word(address)}" if ARM else f"48b8 {word(address)} c60000"
 
 
 _with_flag = "9c 48810c24 {} 9d".format  # pushf; or qword [rsp], {}; popf
 
 #: Name, code, what is said.
-CODE: tuple[tuple[str, str, str], ...] = (
+_ON_BOTH: tuple[tuple[str, str, str], ...] = (
     ("reads through a null pointer", _read(0), CRASHED),
     ("reads an address that is none", _read(1 << 63), CRASHED),
-    ("reads the kernel's memory", _read(-1 << 47), CRASHED),
+    ("reads the kernel's memory", _read(-USER_TOP), CRASHED),
     ("reads the last byte there is", _read(-1), CRASHED),
     ("reads the kernel's vsyscall page", _read(-10 << 20), CRASHED),
     ("writes through a null pointer", _write(0), CRASHED),
@@ -112,6 +110,22 @@ CODE: tuple[tuple[str, str, str], ...] = (
     ("jumps into data", _jump(_data_at), CRASHED),
     ("jumps to an address that is none", _jump(1 << 63), CRASHED),
     ("jumps into the kernel", _jump(-1 << 31), CRASHED),
+)
+_ON_AARCH64: tuple[tuple[str, str, str], ...] = (
+    ("udf", "00000000", UNDEFINED),
+    ("hlt", "000040d4", UNDEFINED),
+    ("hvc", "020000d4", UNDEFINED),
+    ("smc", "030000d4", UNDEFINED),
+    ("eret", "e0039fd6", UNDEFINED),
+    ("msr daifset", "df4203d5", UNDEFINED),
+    ("mrs ttbr0_el1", "002038d5", UNDEFINED),
+    ("tlbi", "1f8708d5", UNDEFINED),
+    ("brk", "200020d4", CRASHED),
+    ("runs past the end of its stack", "e007bfa9 ffffff17", CRASHED),
+    ("a call by svc with another immediate", "881580d2 e1ff1fd4", FORBIDDEN),
+    ("a call with high bits in its number", "881580d2 2800c0f2 010000d4", FORBIDDEN),
+)
+_ON_X86_64: tuple[tuple[str, str, str], ...] = (
     ("returns to nowhere", "6a00 c3", CRASHED),
     ("uses data that is not aligned", "0f28442401", CRASHED),
     ("asks for a check of alignment and fails it", _with_flag("00000400") + "488b442401", CRASHED),
@@ -160,13 +174,14 @@ CODE: tuple[tuple[str, str, str], ...] = (
     ("a call with the highest number", "b8ffffffff 0f05", FORBIDDEN),
     ("a call from a stack that is none", "31e4 b839000000 0f05", FORBIDDEN),
 )  # fmt: skip
+CODE = (*_ON_BOTH, *(_ON_AARCH64 if ARM else _ON_X86_64))
 _GUESTS = [(name, call(code), said) for name, code, said in CODE]
 
 #: Entries of 32-bit kernels. Which exception they are in a process depends on the processor and how Linux was built.
 OLD_ENTRIES = (("int 0x80", "b814000000 cd80"), ("sysenter", "0f34"))
-_OLD_GUESTS = [(name, call(code)) for name, code in OLD_ENTRIES]
+_OLD_GUESTS = [(name, call(code)) for name, code in OLD_ENTRIES if not ARM]
 
-_SPIN = call("ebfe")
+_SPIN = call("00000014" if ARM else "ebfe")
 _CRASH = ctypes.CFUNCTYPE(ctypes.c_long)(load(_read(0)))
 
 

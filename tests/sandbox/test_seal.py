@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import resource
 import signal
@@ -125,7 +126,7 @@ print(run_guest(lambda job, files, ask: b"".join(f.read(0, 1) for f in files), g
         def see(pid: int) -> dict[str, tuple[int, int]]:
             names = ("AS", "CPU", "FSIZE", "CORE", "NPROC", "MEMLOCK", "NOFILE")
             limits = {n: resource.prlimit(pid, getattr(resource, f"RLIMIT_{n}")) for n in names}
-            return {**limits, "size": (int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * 4096, 0)}
+            return {**limits, "size": (int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * mmap.PAGESIZE, 0)}
 
         seen = look(see, memory=100 << 20, cpu_seconds=7, file_bytes=12345)
         assert isinstance(seen, dict)
@@ -141,7 +142,7 @@ print(run_guest(lambda job, files, ask: b"".join(f.read(0, 1) for f in files), g
         def see(pid: int) -> dict[str, tuple[int, int]]:
             names = ("AS", "CPU", "FSIZE", "CORE", "MEMLOCK", "NOFILE")
             limits = {n: resource.prlimit(pid, getattr(resource, f"RLIMIT_{n}")) for n in names}
-            return {**limits, "size": (int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * 4096, 0)}
+            return {**limits, "size": (int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * mmap.PAGESIZE, 0)}
 
         seen = look(see, kind="kvm", memory=100 << 20, cpu_seconds=7, file_bytes=12345)
         assert isinstance(seen, dict)
@@ -220,7 +221,7 @@ run_guest(guest, serve=serve)
                 file.write(f"{os.getpid()}\n")
 
         old = signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+        signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)  # an emulated handler takes half a millisecond
         try:
             for _ in range(30):
                 assert run_guest(lambda job, files, ask: b"x", kind=kind) == b"x"

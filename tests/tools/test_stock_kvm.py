@@ -1,4 +1,4 @@
-"""The archive, the closures and the report that `tools/stock_kvm.py` is made of. Nothing is booted here."""
+"""The archive, the closures and the report that emulated machines are made of. Nothing is booted here."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from tools.initramfs import (
     requirements,
     write_cpio,
 )
-from tools.stock_kvm import COMMANDS, Command, Ran, boot, complaints, parse_end
-from tools.stock_kvm_init import END
+from tools.machine import Command, Ran, boot, complaints, parse_end
+from tools.machine_init import END
+from tools.stock_kvm import COMMANDS
 
 needs_cpio = pytest.mark.skipif(shutil.which("cpio") is None, reason="cpio is not installed")
 needs_ldd = pytest.mark.skipif(shutil.which("ldd") is None, reason="there is no ldd here")
@@ -209,9 +210,9 @@ def test_a_machine_that_does_not_end_is_killed(tmp_path: Path) -> None:
 
 def test_first_line_is_shown_and_the_second_kept(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     second = tmp_path / "second"
-    program = f"print('stock-kvm: ready now\\r'); open({str(second)!r}, 'w').write('end')"
+    program = f"print('machine: ready now\\r'); open({str(second)!r}, 'w').write('end')"
     ran = boot([sys.executable, "-c", program], second, 60)
     assert ran.second == "end"
     assert ran.ready is not None
     assert not ran.timed_out
-    assert capfdbinary.readouterr().out == b"stock-kvm: ready now\n"
+    assert capfdbinary.readouterr().out == b"machine: ready now\n"

@@ -10,7 +10,7 @@ import os
 from instar.core.errors import SandboxError
 from instar.sandbox.kvm.device import DEVICE, Kvm
 from instar.sandbox.process.cell import ProcessCell
-from instar.sandbox.process.seal import machine
+from instar.sandbox.process.seal import machine, why_foreign
 from instar.sandbox.process.seal import why_unavailable as why_no_process
 
 TYPE_CHECKING = False
@@ -40,6 +40,8 @@ class KvmCell(ProcessCell):
 
 def why_unavailable() -> str | None:
     """Say why no machine can be made on this host; ``None`` if nothing speaks against it."""
+    if reason := why_foreign():
+        return reason
     if machine() != "x86_64":
         return f"no machine is known for {machine()}, only for x86_64"
     try:

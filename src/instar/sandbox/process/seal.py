@@ -10,6 +10,7 @@ import fcntl
 import os
 import resource
 import struct
+import sys
 
 from instar.sandbox.kernel import address_of, syscall
 from instar.sandbox.posix import hold_all_signals_but, make_lethal
@@ -246,10 +247,20 @@ def seal(
     )
 
 
-def why_unavailable() -> str | None:
-    """Say why a process cannot be sealed on this machine; ``None`` if it can."""
+def why_foreign() -> str | None:
+    """Say why this program cannot use the kernel as instar knows it; ``None`` if it can. Asks nothing of the kernel."""
     if os.uname().sysname != "Linux":
         return "seccomp is Linux's"
+    if sys.maxsize < 1 << 32:
+        # On a 64-bit kernel too, its system calls have the numbers of another architecture.
+        return "this Python is a 32-bit program; cells need a 64-bit one"
+    return None
+
+
+def why_unavailable() -> str | None:
+    """Say why a process cannot be sealed on this machine; ``None`` if it can."""
+    if reason := why_foreign():
+        return reason
     if machine() not in AUDIT_ARCH:
         return f"no system call policy for {machine()}"
     # EFAULT: the kernel has seccomp filters and looked for the program.

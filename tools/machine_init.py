@@ -1,4 +1,4 @@
-"""Be the first process of the machine that `stock_kvm` boots: load KVM, prove that it is one, run commands, report.
+"""Be the first process of a machine that `tools.machine` boots: load modules, prove KVM, run commands, report.
 
 Runs as /init of the initramfs, without site-packages. What to do stands in /job.json. What commands print goes to the
 first serial line; the second gets one line at the very end, which is what the caller believes.
@@ -24,11 +24,11 @@ MOUNTS = (
     ("tmpfs", "/dev/shm", "tmpfs"),
     ("tmpfs", "/tmp", "tmpfs"),
 )
-END = "stock-kvm: end "
-READY = "stock-kvm: ready "
+END = "machine: end "
+READY = "machine: ready "
 KVM_GROUP = 108
 
-SYS_INIT_MODULE = 175  # x86-64
+SYS_INIT_MODULE = {"x86_64": 175, "aarch64": 105}
 LINUX_REBOOT_CMD_RESTART = 0x01234567
 
 #: linux/kvm.h; the first answer never changes.
@@ -59,7 +59,7 @@ def mount_all() -> None:
 def load(path: str, parameters: str) -> None:
     """Load one kernel module."""
     data = Path(path).read_bytes()
-    result = libc.syscall(SYS_INIT_MODULE, data, ctypes.c_ulong(len(data)), parameters.encode())
+    result = libc.syscall(SYS_INIT_MODULE[os.uname().machine], data, ctypes.c_ulong(len(data)), parameters.encode())
     checked(result, f"loading {path} {parameters}".rstrip())
 
 
@@ -95,7 +95,7 @@ def run(number: int, command: dict[str, Any], environment: dict[str, str]) -> in
             stdin=subprocess.DEVNULL,
         )
     except OSError as error:
-        print(f"stock-kvm: command {number}: {error}", flush=True)
+        print(f"machine: command {number}: {error}", flush=True)
         return 127
     return done.returncode
 
@@ -106,13 +106,14 @@ def work(report: dict[str, Any]) -> None:
     job = json.loads(Path("/job.json").read_text())
     for name, parameters in job["modules"]:
         load(f"/modules/{name}.ko", parameters)
-    prove()
-    kvm = job["modules"][-1][0]
-    report["release"] = os.uname().release
-    report["module"] = kvm
-    report["npt"] = Path(f"/sys/module/{kvm}/parameters/npt").read_text().strip()
+    system = os.uname()
+    about = f"Linux {system.release}, {system.machine}, pages of {os.sysconf('SC_PAGESIZE')} bytes"
+    if kvm := job["kvm"]:
+        prove()
+        about += f", {kvm} npt={Path(f'/sys/module/{kvm}/parameters/npt').read_text().strip()}"
+    report["about"] = about
     uptime = Path("/proc/uptime").read_text().split()[0]
-    print(f"{READY}Linux {report['release']}, {kvm} npt={report['npt']}, up {uptime} s", flush=True)
+    print(f"{READY}{about}, up {uptime} s", flush=True)
     for number, command in enumerate(job["commands"], 1):
         who = f"user {command['user']}" if command["user"] else "root"
         print(f"+ [{number}/{len(job['commands'])} {who}] {' '.join(command['argv'])}", flush=True)
@@ -134,12 +135,12 @@ def main() -> None:
         report["error"] = str(error)
     sys.stdout.flush()
     try:
-        with open("/dev/ttyS1", "wb", buffering=0) as line:
+        with open(json.loads(Path("/job.json").read_text())["report"], "wb", buffering=0) as line:
             line.write(f"{END}{json.dumps(report)}\n".encode())
             libc.tcdrain(line.fileno())
         libc.tcdrain(1)
     finally:
-        libc.reboot(LINUX_REBOOT_CMD_RESTART)
+        libc.reboot(LINUX_REBOOT_CMD_RESTART)  # which QEMU is told to end at
 
 
 if __name__ == "__main__":
