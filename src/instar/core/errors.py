@@ -8,7 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 #: The closed list of what can be wrong with an image.
 IMAGE_KINDS = (
@@ -28,6 +28,11 @@ EXIT_INTERNAL = 71
 
 #: Longest text of a detail that may come out of a cell.
 MAX_DETAIL = 400
+
+#: Set in the flags of classes that are written in Python (CPython, Py_TPFLAGS_HEAPTYPE).
+_HEAP_TYPE = 1 << 9
+#: So deep are lists and dicts looked into, item by item, for what cannot be pickled.
+_DEEPEST = 20
 
 
 def printable(text: str | bytes, limit: int = 4096) -> str:
@@ -78,6 +83,106 @@ class InstarError(Exception):
 
     def __str__(self) -> str:
         return self.sentence()
+
+    # Python would call the class again with ``args``, which are not what constructors here take: whoever waits for the
+    # result of another process would get a ``TypeError`` instead, or wait for ever.
+
+    def __reduce__(self) -> tuple[object, ...]:
+        args, *state = _state_of(self)
+        return _blank, (type(self), _portable(args)), _portable(state)
+
+    def __setstate__(self, state: Sequence[dict[str, object]]) -> None:  # type: ignore[override]
+        fields, members = state
+        self.__dict__.update(fields)
+        for name, value in members.items():
+            try:
+                object.__setattr__(self, name, value)
+            except (AttributeError, TypeError):
+                continue  # it may not be set, or not to this: a base class looks after it
+
+    def __copy__(self) -> InstarError:
+        args, *state = _state_of(self)
+        new = _blank(type(self), args)
+        new.__setstate__(state)
+        return new
+
+    def __deepcopy__(self, memo: dict[int, object]) -> InstarError:
+        from copy import deepcopy
+
+        def copied(value: object) -> object:
+            try:
+                return deepcopy(value, memo)
+            except Exception:  # what cannot be copied, such as a lock, is shared
+                return value
+
+        args, *state = _state_of(self)
+        new = memo[id(self)] = _blank(type(self), tuple(map(copied, args)))
+        new.__setstate__([{name: copied(value) for name, value in part.items()} for part in state])
+        return new
+
+
+class _SlotOwner:
+    __slots__ = ("slot",)
+
+
+def _state_of(error: InstarError) -> tuple[tuple[object, ...], dict[str, object], dict[str, object]]:
+    """Return what an error consists of: its ``args``, its fields, and the members that are no fields.
+
+    Those are the slots of a subclass, and what other bases (``OSError``) keep.
+    """
+    member = type(_SlotOwner.__dict__["slot"])
+    members = {}
+    for base in type(error).__mro__:
+        for name, found in vars(base).items():
+            if type(found) is member and not name.startswith("__"):
+                try:
+                    members[name] = found.__get__(error)
+                except AttributeError:
+                    continue
+    return error.args, dict(vars(error)), members
+
+
+def _blank(kind: type[InstarError], args: tuple[object, ...]) -> InstarError:
+    """Make an error without its constructor, and without its fields."""
+    # The class below all that is written in Python knows no constructor of a subclass.
+    built_in = next(base for base in kind.__mro__ if not base.__flags__ & _HEAP_TYPE)
+    error: InstarError = built_in.__new__(kind)
+    error.args = args
+    return error
+
+
+def _portable(value: object, depth: int = 0) -> object:
+    """Return a value that can be pickled: itself, or with texts in the place of what cannot.
+
+    What a program puts into an error may be anything; to lose the error over it would be worse.
+    """
+    kind = type(value)
+    if value is None or kind in (str, bytes, int, bool, float) or isinstance(value, InstarError):
+        return value  # an error looks after itself
+    if depth < _DEEPEST and isinstance(value, dict) and kind is dict:
+        pairs = {_portable(key, depth + 1): _portable(item, depth + 1) for key, item in value.items()}
+        return value if all(value.get(key) is item for key, item in pairs.items()) else pairs
+    if depth < _DEEPEST and isinstance(value, (list, tuple)) and kind in (list, tuple):
+        items = [_portable(item, depth + 1) for item in value]
+        return value if all(map(_is, items, value)) else kind(items)
+    from pickle import dumps
+
+    try:
+        dumps(value)
+    except Exception:
+        return _shown(value)
+    return value
+
+
+def _is(one: object, other: object) -> bool:
+    return one is other
+
+
+def _shown(value: object) -> str:
+    try:
+        return printable(repr(value), MAX_DETAIL)
+    except Exception:
+        return f"<{type(value).__name__}>"
 
 
 class OptionError(InstarError):
