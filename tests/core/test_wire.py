@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instar.core.wire import MAX_DEPTH, WireError, decode, encode, take, take_optional, take_size
+from instar.core.wire import MAX_DEPTH, Room, WireError, decode, encode, take, take_optional, take_size
 
 scalars = (
     st.none()
@@ -116,6 +117,70 @@ class TestBounds:
         started = time.process_time()
         assert len(decode(wire)) == 1_000_000  # type: ignore[arg-type]
         assert time.process_time() - started < 10
+
+
+class TestRoom:
+    """What a reply may cost its host does not depend on what is in it."""
+
+    @pytest.mark.parametrize(
+        ("wire", "objects"),
+        [
+            (b"l" + (5_000_000).to_bytes(4, "big") + b"N" * 5_000_000, 5_000_000),
+            (b"l" + (200_000).to_bytes(4, "big") + (b"l" + (20).to_bytes(4, "big") + b"F" * 20) * 200_000, 4_000_000),
+            (b"d" + (1_000_000).to_bytes(4, "big") + b"s\0\0\0\0N" * 1_000_000, 2_000_000),
+        ],
+        ids=["list", "lists", "dict"],
+    )
+    def test_refuses_too_many_values_before_they_are_made(self, wire: bytes, objects: int) -> None:
+        tracemalloc.start()
+        try:
+            with pytest.raises(WireError, match="too many values"):
+                decode(wire, Room(values=1_000_000, memory=1 << 30))
+            assert tracemalloc.get_traced_memory()[1] < 32 << 20
+        finally:
+            tracemalloc.stop()
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            [[] for _ in range(100_000)],
+            [{} for _ in range(100_000)],
+            [{"a": 1} for _ in range(50_000)],
+            [(1 << 120) + n for n in range(100_000)],
+            [str(n) for n in range(100_000)],
+            {str(n): None for n in range(50_000)},
+            ["\U0001f600" + "x" * 4000 for _ in range(1000)],
+            "\U0001f600" + "x" * 4_000_000,
+            "\udcff" * 2_000_000,
+            [bytes(1) + n.to_bytes(8, "big") for n in range(100_000)],
+            [{f"k{n}": n for n in range(count)} for count in (5, 6, 10, 11, 12, 40, 1000, 30_000)],
+        ],
+        ids=lambda value: f"{type(value).__name__} {len(value)}",
+    )
+    def test_price_is_no_less_than_what_the_values_take(self, value: object) -> None:
+        wire = encode(value)  # type: ignore[arg-type]
+        room = Room(values=1 << 30, memory=1 << 30)
+        tracemalloc.start()
+        try:
+            back = decode(wire, room)
+            taken = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        assert back == value
+        assert taken <= (1 << 30) - room.memory + 4096
+
+    def test_is_shared_by_what_is_decoded_one_after_another(self) -> None:
+        wire = encode([None] * 9)
+        room = Room(values=25, memory=1 << 20)
+        decode(wire, room)
+        decode(wire, room)
+        with pytest.raises(WireError, match="too many values"):
+            decode(wire, room)
+
+    @pytest.mark.parametrize("wire", [encode("x" * 10_000), encode(b"x" * 10_000), encode([1] * 1000)])
+    def test_refuses_what_takes_more_memory_than_there_is(self, wire: bytes) -> None:
+        with pytest.raises(WireError, match="too much memory"):
+            decode(wire, Room(values=1 << 20, memory=5000))
 
 
 class TestTake:
