@@ -47,6 +47,9 @@ def test_empty_list_and_object_take_two_lines():
         ("\x1b\n\x7f", '"\\u001B\\n\\u007F"'),
         ("é\U0001f600", '"\\u00E9\\uD83D\\uDE00"'),
         (b"a\xffb".decode("utf-8", "surrogateescape"), '"a\\uFFFDb"'),
+        (b"<\xe2\x82><\xed\xa0\x80>".decode("utf-8", "surrogateescape"), '"<\\uFFFD><\\uFFFD>"'),
+        (b"<\xc0\x80><\xc0\x81>".decode("utf-8", "surrogateescape"), '"<\\u0000><\\uFFFD>"'),
+        ("\ufffe\ufdd0\U0001ffff\ud800", '"\\uFFFD\\uFFFD\\uFFFD\\uFFFD"'),
     ],
 )
 def test_strings_are_escaped_as_qemu_does(text, expected):

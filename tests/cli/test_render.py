@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
+import pytest
+
 from instar.cli.render import check_text, info_text
 from instar.core.finding import Report
 from instar.core.image import ImageFacts, Reference
@@ -35,6 +39,23 @@ def test_control_characters_of_an_image_never_reach_a_terminal(tmp_path):
 def test_snapshot_dates_out_of_range_are_shown_as_unknown(tmp_path):
     facts = ImageFacts("qcow2", 0, snapshots=[{"id": "1", "name": "n", "date-sec": 1 << 62}])
     assert "?" in info_text(made(tmp_path, facts), (11, 1))
+
+
+#: As four versions print them: the name has 17 bytes and 16 characters, the size 2^64 - 1 bytes.
+SNAPSHOT_LINES = {
+    (5, 2): "1         aaaaaaaaaaaaaaaü  16 EiB 2024-02-03 04:05:06100:00:01.002          3",
+    (7, 2): "1         aaaaaaaaaaaaaaaü   16 EiB 2024-02-03 04:05:06100:00:01.002          3",
+    (10, 0): "1       aaaaaaaaaaaaaaaü   16 EiB 2024-02-03 04:05:06  0100:00:01.002          3",
+    (11, 1): "1       aaaaaaaaaaaaaaaü   16 EiB 2024-02-03 04:05:06  0100:00:01.002          3",
+}
+
+
+@pytest.mark.parametrize("version", SNAPSHOT_LINES, ids=str)
+def test_snapshots_stand_in_columns_of_bytes(version, tmp_path):
+    date = int(time.mktime((2024, 2, 3, 4, 5, 6, 0, 0, -1)))
+    row = {"id": "1", "name": "a" * 15 + "ü", "date-sec": date, "icount": 3, "vm-state-size": -1}
+    facts = ImageFacts("qcow2", 0, snapshots=[{**row, "vm-clock-sec": 360001, "vm-clock-nsec": 2000000}])
+    assert SNAPSHOT_LINES[version] in info_text(made(tmp_path, facts), version).split("\n")
 
 
 def result(**totals):

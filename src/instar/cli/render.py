@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from instar.cli.json import in_order
 from instar.core.errors import printable
-from instar.core.units import format_size
+from instar.core.units import UINT64_MAX, format_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Since this version ``info`` lists the files an image consists of.
 CHILDREN_SINCE = (8, 0)
+#: Since this version the column of sizes in the list of snapshots has the width of the largest.
+_WIDER_SIZE_SINCE = (6, 0)
 #: Since this version it tells of a qcow2 image that it was not closed.
 _OPEN_QCOW2_SINCE = (6, 1)
 
@@ -149,37 +151,47 @@ def _scalar(value: object) -> str:
 
 
 def _snapshot_lines(rows: list[dict[str, Wire]], generation: tuple[int, int]) -> list[str]:
-    import time
-
-    newer = generation >= CHILDREN_SINCE
-    if newer:
+    if generation >= CHILDREN_SINCE:
         lines = [f"{'ID':<7} {'TAG':<16} {'VM_SIZE':>8} {'DATE':>19} {'VM_CLOCK':>15} {'ICOUNT':>10}"]
     else:
         lines = [f"{'ID':<10}{'TAG':<17}{'VM SIZE':>8}{'DATE':>20}{'VM CLOCK':>13}{'ICOUNT':>11}"]
-    for row in rows:
+    return lines + [_snapshot_line(row, generation) for row in rows]
 
-        def number(key: str, row: dict[str, Wire] = row) -> int:
-            value = row.get(key)
-            return value if isinstance(value, int) else 0
 
-        try:
-            date = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(number("date-sec")))
-        except (ValueError, OverflowError, OSError):
-            date = "?"
-        seconds = number("vm-clock-sec")
-        rest = f"{seconds // 60 % 60:02d}:{seconds % 60:02d}.{number('vm-clock-nsec') // 1000000:03d}"
-        size = format_size(number("vm-state-size"))
-        ident, tag = printable(str(row.get("id", "")), 256), printable(str(row.get("name", "")), 1024)
-        count = row.get("icount")
-        if newer:
-            icount = "--" if count is None else str(count)
-            lines.append(
-                f"{ident:<7} {tag:<16} {size:>8} {date:>19} {f'{seconds // 3600:04d}:{rest}':>15} {icount:>10}"
-            )
-        else:
-            icount = "" if count is None else str(count)
-            lines.append(f"{ident:<10}{tag:<17}{size:>8}{date:>20}{f'{seconds // 3600:02d}:{rest}':>13}{icount:>11}")
-    return lines
+def _snapshot_line(row: dict[str, Wire], generation: tuple[int, int]) -> str:
+    """Return one line of the list, in the columns that ``bdrv_snapshot_dump`` of that version has."""
+
+    def number(key: str) -> int:
+        value = row.get(key)
+        return value if isinstance(value, int) else 0
+
+    seconds = number("vm-clock-sec")
+    date = _date(number("date-sec"))
+    rest = f"{seconds // 60 % 60:02d}:{seconds % 60:02d}.{number('vm-clock-nsec') // 1000000:03d}"
+    # QEMU's JSON has signed numbers only; its list shows a size for what it is.
+    size = format_size(number("vm-state-size") & UINT64_MAX)
+    ident, tag = printable(str(row.get("id", "")), 256), printable(str(row.get("name", "")), 1024)
+    count = row.get("icount")
+    if generation >= CHILDREN_SINCE:
+        clock, icount = f"{seconds // 3600:04d}:{rest}", "--" if count is None else str(count)
+        return f"{_padded(ident, 7)} {_padded(tag, 16)} {size:>8} {date:>19} {clock:>15} {icount:>10}"
+    clock, icount = f"{seconds // 3600:02d}:{rest}", "" if count is None else str(count)
+    tag_width, size_width = (16, 8) if generation >= _WIDER_SIZE_SINCE else (17, 7)
+    return f"{_padded(ident, 9)} {_padded(tag, tag_width)} {size:>{size_width}}{date:>20}{clock:>13}{icount:>11}"
+
+
+def _padded(text: str, width: int) -> str:
+    """Fill up a column on the right as C does, which counts bytes."""
+    return text + " " * (width - len(text.encode("utf-8", "surrogateescape")))
+
+
+def _date(seconds: int) -> str:
+    import time
+
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    except (ValueError, OverflowError, OSError):
+        return "?"
 
 
 def check_object(result: CheckResult, *, details: bool) -> dict[str, object]:

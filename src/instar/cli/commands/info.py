@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from instar.host.info import ImageInfo
     from instar.host.names import Source
 
+_SIGN = 1 << 31
+
 SWITCHES = (
     Switch("format", "f", "format", "FMT", "the image's format; found out if not given"),
     OUTPUT,
@@ -79,6 +81,8 @@ def run(session: Session, argv: list[str]) -> int:
             images[0].seen_as_file()
         if session.as_qemu:
             _name_as_qemu(images[0], source)
+            for image in images:
+                image.cluster_size = _as_int(image.cluster_size)
     except InstarError as error:
         from instar.cli.messages import inspect_words
 
@@ -115,6 +119,11 @@ def _name_as_qemu(image: ImageInfo, source: Source) -> None:
     members = in_order({"driver": quote(image.format), "file": file, key: quote(secret)})
     name = "json:{" + ", ".join(f"{quote(name)}: {value}" for name, value in members) + "}"
     image.filename = name if len(name) <= 4095 else f"{name[:4092]}..."
+
+
+def _as_int(size: int | None) -> int | None:
+    """Return a size as C keeps it in an ``int``, which QEMU does with the size of a cluster."""
+    return None if size is None else (size + _SIGN) % (2 * _SIGN) - _SIGN
 
 
 def _warn_of_bitmaps(session: Session, image: ImageInfo) -> None:
