@@ -29,7 +29,7 @@ PAGE = 4096
 
 @pytest.fixture(params=WAYS)
 def tools(request: pytest.FixtureRequest) -> Tools:
-    """Each way: a system call, a view, a symbol."""
+    """Each way: a system call, its error, a view, a symbol."""
     return WAYS[request.param]()
 
 
@@ -37,9 +37,20 @@ def test_call_gives_what_the_call_gives(tools: Tools) -> None:
     assert tools[0](_GETPID, 0, 0, 0, 0, 0, 0) == os.getpid()
 
 
-def test_call_gives_the_negative_errno(tools: Tools) -> None:
-    assert tools[0](9999, 0, 0, 0, 0, 0, 0) == -errno.ENOSYS
-    assert tools[0](_WRITE, 9999, 0, 0, 0, 0, 0) == -errno.EBADF
+def test_failed_call_leaves_its_error(tools: Tools) -> None:
+    assert (tools[0](9999, 0, 0, 0, 0, 0, 0), tools[1]()) == (-1, errno.ENOSYS)
+    assert (tools[0](_WRITE, 9999, 0, 0, 0, 0, 0), tools[1]()) == (-1, errno.EBADF)
+
+
+def test_call_enters_no_python_frame(tools: Tools) -> None:
+    """A frame could bring memory that is gone when it is left, and a photo would have been taken in between."""
+    entered: list[str] = []
+    sys.setprofile(lambda frame, event, _: entered.append(event))
+    try:
+        tools[0](_GETPID, 0, 0, 0, 0, 0, 0)
+    finally:
+        sys.setprofile(None)
+    assert "call" not in entered
 
 
 def test_call_passes_words_whole(tools: Tools) -> None:
@@ -48,7 +59,7 @@ def test_call_passes_words_whole(tools: Tools) -> None:
         text = b"over the wire"
         assert tools[0](_WRITE, writer, address_of(text), len(text), 0, 0, 0) == len(text)
         assert os.read(reader, 100) == text
-        assert tools[0](_WRITE, writer, (1 << 64) - 8, 8, 0, 0, 0) == -errno.EFAULT
+        assert (tools[0](_WRITE, writer, (1 << 64) - 8, 8, 0, 0, 0), tools[1]()) == (-1, errno.EFAULT)
     finally:
         os.close(reader)
         os.close(writer)
@@ -84,7 +95,7 @@ def test_view_is_the_memory_itself(tools: Tools) -> None:
     import ctypes
 
     place = ctypes.addressof(ctypes.c_char.from_buffer(data))
-    view = tools[1](place, 6, native._WRITE)
+    view = tools[2](place, 6, native._WRITE)
     view[0:2] = b"af"
     assert data == b"affore"
     data[5:] = b"?"
@@ -94,7 +105,7 @@ def test_view_is_the_memory_itself(tools: Tools) -> None:
 
 def test_view_for_reading_cannot_be_written(tools: Tools) -> None:
     data = b"fixed"
-    view = tools[1](address_of(data), 5, native._READ)
+    view = tools[2](address_of(data), 5, native._READ)
     assert view.readonly
     assert bytes(view) == data
     with pytest.raises(TypeError):
@@ -103,14 +114,14 @@ def test_view_for_reading_cannot_be_written(tools: Tools) -> None:
 
 def test_symbol_is_where_the_function_is() -> None:
     for name in ("PyObject_CallNoArgs", "syscall"):
-        found = {make()[2](name) for make in WAYS.values()}
+        found = {make()[3](name) for make in WAYS.values()}
         assert len(found) == 1
         assert found.pop() > PAGE
 
 
 def test_symbol_that_is_not_there_is_an_error(tools: Tools) -> None:
     with pytest.raises((OSError, AttributeError)):
-        tools[2]("no_such_function_in_any_library")
+        tools[3]("no_such_function_in_any_library")
 
 
 def _mappings() -> list[tuple[int, int, str]]:

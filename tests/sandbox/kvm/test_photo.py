@@ -353,9 +353,8 @@ say(found=whole.find(secret[0:16]) >= 0 or whole.find(secret[-16:]) >= 0,
 def test_is_taken_again_when_memory_moves() -> None:
     facts = run("""
 copies, kept = [], []
-real = photo._copy
-def copy(album, runs, memory):
-    whole = real(album, runs, memory)
+real = photo.vectors
+def vectors(*words):
     copies.append(1)
     if len(copies) == 1:
         made, _ = anonymous(64)
@@ -363,8 +362,8 @@ def copy(album, runs, memory):
         kept.append(made)
     if len(copies) == 2:
         kept[0][40 * PAGE : 40 * PAGE + 6] = b"second"  # a page that was not in use
-    return whole
-photo._copy = copy
+    return real(*words)
+photo.vectors = vectors
 album = photo.take_photo(place, ROOM, without)
 there = address(kept[0])
 say(again=len(copies) >= 3, first=bytes(view_at(in_photo(album, there), 9)).decode(),
@@ -377,12 +376,11 @@ say(again=len(copies) >= 3, first=bytes(view_at(in_photo(album, there), 9)).deco
 def test_what_never_stands_still_has_no_photo() -> None:
     facts = run("""
 kept = []
-real = photo._copy
-def copy(album, runs, memory):
-    whole = real(album, runs, memory)
+real = photo.vectors
+def vectors(*words):
     kept.append(anonymous(20 + len(kept)))
-    return whole
-photo._copy = copy
+    return real(*words)
+photo.vectors = vectors
 try:
     photo.take_photo(place, ROOM, without)
 except photo.PhotoError as error:
@@ -397,17 +395,16 @@ def test_nothing_of_a_photo_that_was_thrown_away_is_left() -> None:
     """What is no part of the last try must be zeros, or the guest would have memory of another moment."""
     facts = run("""
 copies = []
-real = photo._copy
+real = photo.covers
 big, there = anonymous(500)
 big[400 * PAGE] = 7
-def copy(album, runs, memory):
-    whole = real(album, runs, memory)
+def covers(*words):
     copies.append(1)
     if len(copies) == 1:
         big.madvise(4)  # MADV_DONTNEED: the page is zeros again, and not in use
-        big[300 * PAGE] = 9  # what makes it try again
-    return whole
-photo._copy = copy
+        return False
+    return real(*words)
+photo.covers = covers
 album = photo.take_photo(place, ROOM, without)
 say(same=bytes(view_at(in_photo(album, there), len(big))) == big[:], again=len(copies) > 1)
 """)
@@ -438,4 +435,4 @@ say(same=before == os.listdir("/proc/self/fd"))
 
 def test_file_that_is_not_there_is_a_photo_error(tmp_path: Path) -> None:
     with pytest.raises(PhotoError, match="No such file"):
-        photo.read_file(str(tmp_path / "none"), bytearray(10))
+        photo.open_proc(str(tmp_path / "none"))

@@ -15,7 +15,7 @@ from instar.sandbox.kvm.device import Broken, Exit, Interrupted, Kvm, PortAccess
 from instar.sandbox.kvm.layout import DESCRIPTORS, PHOTO, STUB, ZEROS, Block, Layout, own_bytes, pool_bytes
 from instar.sandbox.kvm.memory import EXECUTE, HUGE, PAGE, READ, USER_END, WRITE, GuestMemory
 from instar.sandbox.kvm.native import new_memory, symbol, view_at
-from instar.sandbox.kvm.photo import MOST_SHORT_ONES, PhotoError, read_file, take_photo
+from instar.sandbox.kvm.photo import MOST_SHORT_ONES, PhotoError, open_proc, take_photo
 from instar.sandbox.kvm.tables import PageTables
 
 TYPE_CHECKING = False
@@ -67,7 +67,8 @@ class Machine:
         self._stop: Exit = Interrupted()
 
     def _take_photo(self, memory: int) -> Layout:
-        sizes = read_file("/proc/self/statm", bytearray(PAGE)).split()
+        with open_proc("/proc/self/statm") as source:
+            sizes = source.readall().split()
         mapped, writable = int(sizes[0]) * PAGE, int(sizes[5]) * PAGE
         room = writable + MOST_SHORT_ONES + _SLACK
         if room > _MOST_COPIED:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from instar.sandbox.kernel import number_of, syscall
+from instar.sandbox.kernel import syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,12 +34,16 @@ _STEP = 1 << 20
 _LARGE = 32 << 20
 
 Tools = tuple[
-    "Callable[..., int]", "Callable[[int, int, int], memoryview]", "Callable[[str], int]", "Callable[[int, int], int]"
+    "Callable[[int, int, int, int, int, int, int], int]",
+    "Callable[[], int]",
+    "Callable[[int, int, int], memoryview]",
+    "Callable[[str], int]",
+    "Callable[[int, int], int]",
 ]
 
 
 def _with_c_module() -> Tools:
-    """Return ``syscall(2)`` that keeps the GIL, ``PyMemoryView_FromMemory``, and ``dlsym`` in the whole program."""
+    """Return what the names below are bound to."""
     import _ctypes
 
     class Word(_ctypes._SimpleCData):  # type: ignore[type-arg]
@@ -65,10 +69,6 @@ def _with_c_module() -> Tools:
     function = Syscall(_ctypes.dlsym(program, "syscall"))
     from_memory = FromMemory(_ctypes.dlsym(program, "PyMemoryView_FromMemory"))
 
-    def call(*words: int) -> int:
-        result = int(function(*words))
-        return -int(_ctypes.get_errno()) if result == -1 else result
-
     class Mallopt(_ctypes.CFuncPtr):
         _flags_ = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_PYTHONAPI
         _restype_ = Long
@@ -77,7 +77,10 @@ def _with_c_module() -> Tools:
     def option(number: int, value: int) -> int:
         return int(Mallopt(_ctypes.dlsym(program, "mallopt"))(number, value))
 
-    return call, from_memory, lambda name: int(_ctypes.dlsym(program, name)), option
+    def find(name: str) -> int:
+        return int(_ctypes.dlsym(program, name))
+
+    return function, _ctypes.get_errno, from_memory, find, option
 
 
 def _with_ctypes() -> Tools:
@@ -91,31 +94,25 @@ def _with_ctypes() -> Tools:
     from_memory.restype = ctypes.py_object
     from_memory.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
 
-    def call(*words: int) -> int:
-        result = library.syscall(*words)
-        return -ctypes.get_errno() if result == -1 else int(result)
-
     def symbol(name: str) -> int:
         return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
 
     def option(number: int, value: int) -> int:
         return int(library.mallopt(number, value))
 
-    return call, from_memory, symbol, option
+    return library.syscall, ctypes.get_errno, from_memory, symbol, option
 
 
 try:
-    _call, _from_memory, symbol, _mallopt = _with_c_module()
+    _tools = _with_c_module()
 except (ImportError, AttributeError, TypeError, OSError):
-    _call, _from_memory, symbol, _mallopt = _with_ctypes()
+    _tools = _with_ctypes()
 
-
-def syscall_in_one_breath(name: str, *words: int) -> int:
-    """Make a system call without letting go of the GIL: the interpreter stands still in the middle of it.
-
-    Returns what the call gives, or the negative ``errno``.
-    """
-    return _call(number_of(name), *words, *(0,) * (6 - len(words)))
+#: ``syscall(2)`` as the C function that it is, for a number and six words. It keeps the GIL, so the interpreter stands
+#: still in the middle of it, and enters no Python frame. Gives -1 for an error, of which ``last_error`` is the number.
+plain_syscall, last_error = _tools[:2]
+#: ``symbol`` returns the address of a C function of this program.
+_from_memory, symbol, _mallopt = _tools[2:]
 
 
 def ask_seldom_for_memory() -> None:

@@ -3,16 +3,19 @@
 Law: one system call copies everything. While it runs, the interpreter stands still in the middle of it, holding
 its own lock, so the copy is of one moment. What was looked up before, which ranges there are and which of their
 pages are in use, is looked up again afterwards: if it has changed, the photo is thrown away and taken once more.
+All of that is done by one Python frame: one that was entered in between could bring memory that is there for the
+photo alone, as the interpreter maps a piece of its stack of frames when the last one is full, and unmaps it later.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from _io import FileIO
 
-from instar.sandbox.kernel import address_of, syscall
+from instar.sandbox.kernel import address_of, number_of, syscall
 from instar.sandbox.kvm.memory import EXECUTE, PAGE, READ, USER_END, WRITE
-from instar.sandbox.kvm.native import syscall_in_one_breath
+from instar.sandbox.kvm.native import last_error, plain_syscall
 
 #: Most ranges in one call (linux/uio.h, UIO_MAXIOV).
 _MOST_RUNS = 1024
@@ -32,7 +35,6 @@ _UNUSED = b"-"
 _IN_USE = _UNUSED * 64 + b"U" * 192
 _MADV_DONTNEED = 4
 _EFAULT = 14
-_BUFFER_BYTES = 64 << 10
 #: Sizes of blocks for malloc and for Python's own allocator. Together below what malloc gives back to the system.
 _HEADROOM_LARGE = 3000
 _HEADROOM_SMALL = 400
@@ -48,30 +50,16 @@ class PhotoError(Exception):
     """No photo can be taken of the process; the message says why."""
 
 
-def read_file(path: str, buffer: bytearray) -> bytes:
-    """Return the whole of a file of ``/proc``, whose size nobody knows.
-
-    It is read into ``buffer``, which grows if need be: what lives on does not move memory.
+def open_proc(path: str) -> FileIO:
+    """Open a file of ``/proc``, whose size nobody knows; ``readall`` gives the whole of it.
 
     Raises:
-        PhotoError: it cannot be read.
+        PhotoError: it cannot be opened.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return FileIO(path)
     except OSError as error:
         raise PhotoError(f"{path}: {error.strerror}") from None
-    try:
-        length = 0
-        while True:
-            if length == len(buffer):
-                buffer.extend(bytes(len(buffer)))
-            with memoryview(buffer) as view:
-                got = os.readv(fd, [view[length:]])
-            if not got:
-                return bytes(buffer[:length])
-            length += got
-    finally:
-        os.close(fd)
 
 
 class Album:
@@ -191,33 +179,35 @@ def take_photo(memory: int, capacity: int, without: list[Run]) -> Album:
     Raises:
         PhotoError: it would be too large, changes all the time, or the kernel does not allow it.
     """
-    try:
-        pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise PhotoError(f"/proc/self/pagemap: {error.strerror}") from None
-    try:
-        buffer = bytearray(_BUFFER_BYTES)
-        kept = _make_headroom()
+    kept = [_make_headroom()]
+    number, process = number_of("process_vm_writev"), os.getpid()
+    with open_proc("/proc/self/maps") as source, open_proc("/proc/self/pagemap") as pagemap:
         for _ in range(_TRIES):
-            maps = read_file("/proc/self/maps", buffer)
+            # The looks at the map and the copy are calls of C functions, made from here: see the law.
+            source.seek(0)
+            maps = source.readall()
             album = Album(maps, without)
             if album.bytes_to_copy() > capacity:
                 raise PhotoError(f"its memory has grown past {capacity >> 20} MiB")
             if sum(area[1] - area[0] for area in album.shared) > _MOST_SHARED:
                 raise PhotoError(f"it has more than {_MOST_SHARED >> 30} GiB of files mapped")
-            runs = runs_to_copy(album.copied, pagemap)
-            whole = _copy(album, runs, memory)
-            same = read_file("/proc/self/maps", buffer) == maps
-            if same and not whole:
+            runs = runs_to_copy(album.copied, pagemap.fileno())
+            local, remote = vectors(album, runs, memory)
+            at, to, count = address_of(local), address_of(remote), len(runs)
+            # Written, not read: reading this way would make the kernel give up sharing each page with the parent first.
+            done = plain_syscall(number, process, at, count, to, count, 0)
+            source.seek(0)
+            same = source.readall() == maps
+            if done < 0 and (error := last_error()) != _EFAULT:
+                raise PhotoError(f"process_vm_writev: {os.strerror(error)}")
+            if same and done != sum(end - start for start, end in runs):
                 raise PhotoError("a part of its memory cannot be read (a mapped file that was cut?)")
-            if same and covers(runs, used_runs(album.copied, pagemap)):
+            if same and covers(runs, used_runs(album.copied, pagemap.fileno())):
                 return album
             result = syscall("madvise", memory, capacity, _MADV_DONTNEED)
             if result < 0:
                 raise PhotoError(f"madvise: {os.strerror(-result)}")
             kept.append(_make_headroom())
-    finally:
-        os.close(pagemap)
     raise PhotoError("its memory does not stand still")
 
 
@@ -231,8 +221,8 @@ def _make_headroom() -> list[object]:
     return [large[0], small[-1]]
 
 
-def _copy(album: Album, runs: list[Run], memory: int) -> bool:
-    """Copy the runs; tell whether all of them were still there."""
+def vectors(album: Album, runs: list[Run], memory: int) -> tuple[bytes, bytes]:
+    """Return where the runs are and where they go, both as ``struct iovec[]``."""
     sources: list[int] = []
     targets: list[int] = []
     place = memory
@@ -244,12 +234,4 @@ def _copy(album: Album, runs: list[Run], memory: int) -> bool:
             targets += (place + first - start, last - first)
             number += 1
         place += end - start
-    local = struct.pack(f"={len(sources)}Q", *sources)
-    remote = struct.pack(f"={len(targets)}Q", *targets)
-    # Written, not read: reading this way would make the kernel give up sharing each page with the parent first.
-    done = syscall_in_one_breath(
-        "process_vm_writev", os.getpid(), address_of(local), len(runs), address_of(remote), len(runs), 0
-    )
-    if done < 0 and done != -_EFAULT:
-        raise PhotoError(f"process_vm_writev: {os.strerror(-done)}")
-    return done == sum(sources[1::2])
+    return struct.pack(f"={len(sources)}Q", *sources), struct.pack(f"={len(targets)}Q", *targets)

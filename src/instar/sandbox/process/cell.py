@@ -41,6 +41,9 @@ __all__ = ["ProcessCell", "become_cell", "why_unavailable"]
 _SIGKILL = 9
 #: How many tools sys.monitoring knows.
 _MONITORING_TOOLS = 6
+#: What a guest may need of the interpreter's depth, beside what the program that was forked has used up.
+_DEPTH = 1000
+_INT_MAX = (1 << 31) - 1
 
 
 class Child:
@@ -107,6 +110,7 @@ def become_cell(
     # What was garbage before the fork is not ours: a finaliser could do what a cell may not, and kill it.
     gc.disable()
     try:
+        sys.setrecursionlimit(min(sys.getrecursionlimit() + _DEPTH, _INT_MAX))
         _stop_watching()
 
         def body() -> NoReturn:
@@ -242,8 +246,13 @@ class ProcessCell:
             host = os.getpid()
             pid = os.fork()
             if pid == 0:
-                order = Order(up_write, down_read, files, limits)
-                become_cell(lambda: order, host, kvm=kvm, memory=limits.memory, guest=self._guest, rules=self._rules)
+                try:
+                    order = Order(up_write, down_read, files, limits)
+                    become_cell(
+                        lambda: order, host, kvm=kvm, memory=limits.memory, guest=self._guest, rules=self._rules
+                    )
+                finally:
+                    os._exit(CODE_FAULT)  # too deep for a call, or out of memory: no second copy of the caller goes on
         except OSError as error:
             for fd in fds:
                 os.close(fd)
