@@ -256,13 +256,14 @@ class Model:
         return at == len(self.sent)
 
     def _mmap(self, words: Words, answer: Answer) -> None:
-        _, length, protection, flags, *_ = words
+        address, length, protection, flags, *_ = words
         wanted: Answer = -errno.ENOMEM
-        if protection & EXECUTE or not flags & 0x20:
+        # Private and anonymous, perhaps without reserve, for a stack, or in huge pages of some size; nothing else.
+        if protection & EXECUTE or flags & 0x22 != 0x22 or flags & 0x03F9BFDD:
             wanted = "Forbidden"
-        elif not length or flags & 0x10:
+        elif not length and not address:
             wanted = -errno.EINVAL
-        elif length <= USER_END and self._free_run(whole_pages(length)):
+        elif not address and length <= USER_END and self._free_run(whole_pages(length)):
             if not isinstance(answer, int) or answer < 0:
                 raise Wrong(f"mmap of {length:#x} bytes gave {answer} though there is room")
             self._take(answer, whole_pages(length), "mmap")
@@ -286,7 +287,9 @@ class Model:
         wanted: Answer
         before, after = whole_pages(old), whole_pages(new)
         pages = range(address // PAGE, address // PAGE + before)
-        if address % PAGE or not new or not old or flags & ~1:
+        if flags & 0xFFFFFFFE:
+            wanted = "Forbidden"
+        elif address % PAGE or not new or not old or flags >> 32:
             wanted = -errno.EINVAL
         elif new > USER_END or old > USER_END:
             wanted = -errno.ENOMEM
@@ -330,7 +333,7 @@ class Model:
         clock, address, *_ = words
         wanted: Answer = 0
         if int32(clock) not in CLOCKS:
-            wanted = -errno.EINVAL
+            wanted = "Forbidden"
         elif not self.allows(address, 16, WRITE):
             wanted = -errno.EFAULT
         self._equal(228, words, answer, wanted)

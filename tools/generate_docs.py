@@ -32,7 +32,9 @@ _ARGUMENTS = {
     "down": "only the pipe from the host",
     "readable": "only files granted for reading",
     "writable": "only files granted for writing",
-    "memory": "only anonymous memory that cannot be executed",
+    "memory": "only new memory of its own that cannot be executed, at a place that the kernel chooses",
+    "moves": "only to a place that the kernel chooses, leaving nothing behind",
+    "clocks": "only those of time, and of its own processor time",
     "advice": "only giving pages back, and wishing for large ones",
     "processor": "only the machine's processor: run, and read its registers",
 }

@@ -45,13 +45,13 @@ _pages = st.one_of(st.tuples(st.just(IN_PAGES), st.integers(0, 13)), _any)
 _fd = st.tuples(st.sampled_from([0, 0, 0, GARBAGE]), st.integers(-1, 12))
 _offset = st.one_of(st.tuples(st.just(0), st.integers(0, 10_100)), st.tuples(st.just(2), st.integers(-9, 9)), _any)
 _small = st.tuples(st.just(0), st.integers(0, 9))
-_flags = st.tuples(st.just(0), st.sampled_from([0x22, 0x22, 0x22, 0x20, 0x32, 0x02, 0x21]))
+_flags = st.tuples(st.just(0), st.sampled_from([0x22, 0x22, 0x22, 0x22, 0x4022, 0x20, 0x32, 0x02, 0x23, 0x122, 0x21]))
 _WORDS = {
     "read": (st.just((0, rules.FD_DOWN)) | _fd, _pointer, _length),
     "write": (st.just((0, rules.FD_UP)) | _fd, _pointer, _length),
     "pread64": (st.tuples(st.just(0), st.integers(5, 7)) | _fd, _pointer, _length, _offset),
     "pwrite64": (st.tuples(st.just(0), st.integers(5, 7)) | _fd, _pointer, _length, _offset),
-    "mmap": (_any, _pages, st.just((0, 3)) | _small, _flags),
+    "mmap": (st.just((0, 0)) | _any, _pages, st.just((0, 3)) | _small, _flags),
     "munmap": (_place, _pages),
     "mremap": (_place, _pages, _pages, st.just((0, 1)) | _small),
     "brk": (_any,),

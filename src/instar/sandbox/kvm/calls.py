@@ -13,7 +13,18 @@ import time
 from instar.sandbox.kernel import syscall
 from instar.sandbox.kvm.memory import PAGE, READ, USER_END, WRITE
 from instar.sandbox.kvm.native import view_at
-from instar.sandbox.process.policy import ADVICE, FD_DOWN, FD_FILES, FD_UP, MAP_ANONYMOUS, PROT_EXEC, RULES
+from instar.sandbox.process.policy import (
+    ADVICE,
+    CLOCKS,
+    FD_DOWN,
+    FD_FILES,
+    FD_UP,
+    MAP_OTHERS,
+    MAP_PRIVATE_ANONYMOUS,
+    MOVES,
+    PROT_EXEC,
+    RULES,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,13 +34,10 @@ if TYPE_CHECKING:
     from instar.sandbox.kvm.memory import GuestMemory
 
 _EINTR, _ENOMEM, _EFAULT, _EINVAL, _EFBIG = 4, 12, 14, 22, 27
-_MAP_FIXED = 0x10
 _MREMAP_MAYMOVE = 1
 _DONTNEED = 4
 #: Linux moves no more than this in one call (MAX_RW_COUNT).
 _MOST_BYTES = 0x7FFFF000
-#: Clocks: real time, monotonic, processor time (the monitor's, which counts its guest), raw and coarse ones, boot time.
-_CLOCKS = range(8)
 _HEAD = 5
 _INT64 = 1 << 63
 
@@ -231,10 +239,15 @@ class Calls:
 
     def mmap(self, address: int, length: int, protection: int, flags: int, *_: int) -> int:
         """Give memory."""
-        if protection & PROT_EXEC or not flags & MAP_ANONYMOUS:
+        flags &= 0xFFFFFFFF
+        if protection & PROT_EXEC or flags & MAP_PRIVATE_ANONYMOUS != MAP_PRIVATE_ANONYMOUS:
             raise Forbidden
-        if not length or length > USER_END or flags & _MAP_FIXED:
-            return -_EINVAL if not length or flags & _MAP_FIXED else -_ENOMEM
+        if flags & ~(MAP_PRIVATE_ANONYMOUS | MAP_OTHERS):
+            raise Forbidden
+        if address or length > USER_END:
+            return -_ENOMEM
+        if not length:
+            return -_EINVAL
         start = self._heap.take(_pages(length))
         return -_ENOMEM if start is None else start
 
@@ -250,7 +263,9 @@ class Calls:
 
     def mremap(self, address: int, old: int, new: int, flags: int, *_: int) -> int:
         """Make a piece of memory longer or shorter, elsewhere if need be."""
-        if address % PAGE or not new or not old or flags & ~_MREMAP_MAYMOVE:
+        if flags & 0xFFFFFFFF not in MOVES:
+            raise Forbidden
+        if address % PAGE or not new or not old or flags >> 32:
             return -_EINVAL
         if new > USER_END or old > USER_END:
             return -_ENOMEM
@@ -294,9 +309,9 @@ class Calls:
         return 0
 
     def clock_gettime(self, clock: int, address: int, *_: int) -> int:
-        """Tell the time."""
-        if _int32(clock) not in _CLOCKS:
-            return -_EINVAL
+        """Tell the time; of the processor, the monitor's, which counts its guest."""
+        if _int32(clock) not in CLOCKS:
+            raise Forbidden
         pieces = self._memory.pieces(address, 16, WRITE)
         if pieces is None:
             return -_EFAULT

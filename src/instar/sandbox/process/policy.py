@@ -13,7 +13,16 @@ FD_FILES = 5
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 PROT_EXEC = 4
-MAP_ANONYMOUS = 0x20
+#: What ``mmap`` must ask for, and may ask for besides: MAP_NORESERVE, MAP_STACK, MAP_HUGETLB with a size (as
+#: GLIBC_TUNABLES may tell malloc to). Not MAP_SHARED; nor MAP_FIXED and MAP_GROWSDOWN, by which one page here and one
+#: there cost a page table each, which no limit counts.
+MAP_PRIVATE_ANONYMOUS = 0x22
+MAP_OTHERS = 0x4000 | 0x20000 | 0x40000 | 0xFC000000
+#: ``mremap`` without flags, or with MREMAP_MAYMOVE.
+MOVES = [0, 1]
+#: Real time, monotonic, processor time of this process and thread, raw and coarse ones, boot time. Other numbers are
+#: clocks of other processes, by which those could be listed and watched.
+CLOCKS = [0, 1, 2, 3, 4, 5, 6, 7]
 #: MADV_DONTNEED, MADV_FREE, and MADV_HUGEPAGE, which GLIBC_TUNABLES may tell malloc to use. MADV_HWPOISON and its
 #: like, which root could use, are not for cells.
 ADVICE = [4, 8, 14]
@@ -26,8 +35,9 @@ class Rule:
         name: as in ``syscalls(2)``.
         numbers: by machine.
         argument: what is asked of its arguments: ``any``, ``up``, ``down``, ``readable``, ``writable``
-            (the descriptor, argument 0), ``memory`` (anonymous, never executable), ``advice`` (argument 2) or
-            ``processor`` (the descriptor, argument 0, and one of a few requests, argument 1).
+            (the descriptor, argument 0), ``memory`` (private, anonymous, never executable, at a place that the kernel
+            chooses), ``moves`` (argument 3), ``advice`` (argument 2), ``clocks`` (argument 0) or ``processor`` (the
+            descriptor, argument 0, and one of a few requests, argument 1).
         reason: why a cell needs it.
     """
 
@@ -49,21 +59,23 @@ RULES = (
     Rule("write", 1, 64, "up", "requests and the reply go through this pipe"),
     Rule("mmap", 9, 222, "memory", "malloc and obmalloc get memory"),
     Rule("munmap", 11, 215, "any", "malloc and obmalloc give memory back"),
-    Rule("mremap", 25, 216, "any", "realloc of large blocks"),
+    Rule("mremap", 25, 216, "moves", "realloc of large blocks"),
     Rule("brk", 12, 214, "any", "malloc grows the heap"),
     Rule("madvise", 28, 233, "advice", "allocators return pages of a large heap, or wish for large pages"),
-    Rule("clock_gettime", 228, 113, "any", "any use of a clock, on a host whose clock source the vDSO cannot read"),
+    Rule("clock_gettime", 228, 113, "clocks", "any use of a clock, on a host whose clock source the vDSO cannot read"),
     Rule("exit_group", 231, 94, "any", "the cell ends"),
 )
 
 # BPF (linux/filter.h, linux/bpf_common.h) and seccomp (linux/seccomp.h) constants.
 _LD_ABS = 0x20
+_AND = 0x54
 _JEQ = 0x15
 _JGE = 0x35
 _JSET = 0x45
 _RET = 0x06
 _ALLOW = 0x7FFF0000
 _KILL_PROCESS = 0x80000000
+_ERRNO_ENOMEM = 0x00050000 | 12
 _OFFSET_NR = 0
 _OFFSET_ARCH = 4
 #: First call number of the x32 ABI, which shares the architecture value of x86-64.
@@ -86,6 +98,25 @@ def _one_of(argument: int, numbers: list[int]) -> list[Row]:
     for index, number in enumerate(numbers):
         code.append((_JEQ, len(numbers) - index, 0, number))
     return [*code, (_RET, 0, 0, _KILL_PROCESS), (_RET, 0, 0, _ALLOW)]
+
+
+def _memory() -> list[Row]:
+    """Allow ``mmap`` of what its rule says. A wish for a place is no crime of an allocator, but is not granted."""
+    return [
+        (_LD_ABS, 0, 0, _argument_low(2)),
+        (_JSET, 10, 0, PROT_EXEC),
+        (_LD_ABS, 0, 0, _argument_low(3)),
+        (_JSET, 8, 0, 0xFFFFFFFF & ~(MAP_PRIVATE_ANONYMOUS | MAP_OTHERS)),
+        (_AND, 0, 0, MAP_PRIVATE_ANONYMOUS),
+        (_JEQ, 0, 6, MAP_PRIVATE_ANONYMOUS),
+        (_LD_ABS, 0, 0, _argument_low(0)),
+        (_JEQ, 0, 3, 0),
+        (_LD_ABS, 0, 0, _argument_low(0) + 4),
+        (_JEQ, 0, 1, 0),
+        (_RET, 0, 0, _ALLOW),
+        (_RET, 0, 0, _ERRNO_ENOMEM),
+        (_RET, 0, 0, _KILL_PROCESS),
+    ]
 
 
 def build_filter(
@@ -114,14 +145,11 @@ def build_filter(
         if rule.argument == "any":
             block = [(_RET, 0, 0, _ALLOW)]
         elif rule.argument == "memory":
-            block = [
-                (_LD_ABS, 0, 0, _argument_low(2)),
-                (_JSET, 2, 0, PROT_EXEC),
-                (_LD_ABS, 0, 0, _argument_low(3)),
-                (_JSET, 1, 0, MAP_ANONYMOUS),
-                (_RET, 0, 0, _KILL_PROCESS),
-                (_RET, 0, 0, _ALLOW),
-            ]
+            block = _memory()
+        elif rule.argument == "moves":
+            block = _one_of(3, MOVES)
+        elif rule.argument == "clocks":
+            block = _one_of(0, CLOCKS)
         elif rule.argument == "advice":
             block = _one_of(2, ADVICE)
         elif rule.argument == "processor":
