@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from instar.core.errors import HostError, ImageError, InstarError
+from instar.host.files import open_image
 from instar.host.gate import Gate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SOURCE = Path(__file__).parent.parent.parent / "src"
 
@@ -33,12 +40,19 @@ class Place:
         (self.outside / "secret").write_text("outside/secret")
 
     def open(
-        self, name: str | bytes, *, allow: tuple[str, ...] = (), image: Path | str | None = None, **kw: str
+        self,
+        name: str | bytes,
+        *,
+        allow: tuple[str, ...] = (),
+        image: Path | str | None = None,
+        relative_to: str | None = None,
     ) -> str:
-        gate = Gate(str(image or self.image), allow)
-        with gate.open(name if isinstance(name, bytes) else os.fsencode(name), **kw) as file:
-            assert file.path == os.fsdecode(name)
-            return os.pread(file.fd, 100, 0).decode()
+        with open_image(str(image or self.image)) as opened:
+            gate = Gate(opened, allow)
+            written = name if isinstance(name, bytes) else os.fsencode(name)
+            with gate.open(written, relative_to=relative_to or opened.home) as file:
+                assert file.path == os.fsdecode(name)
+                return os.pread(file.fd, 100, 0).decode()
 
 
 @pytest.fixture
@@ -116,6 +130,7 @@ class TestInside:
         self, place: Place, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(place.home / "sub")
+        Path("x.img").touch()
         assert place.open("base", image="../top.img") == "home/base"
         assert place.open("base", image="x.img") == "home/sub/base"
 
@@ -204,12 +219,20 @@ class TestOutside:
         assert f"--allow-path={place.outside}" in denied(place, f"{place.outside}/secret")
 
     def test_an_image_in_the_root_folder_does_not_open_the_whole_machine(self, place: Place) -> None:
-        denied(place, "/etc/passwd", image="/top.img")
-        denied(place, "etc/passwd", image="/top.img")
-        with pytest.raises(ImageError) as caught:
-            place.open("no-such-neighbour", image="/top.img")
-        assert caught.value.kind == "not-found"
-        assert place.open("/etc/passwd", image="/top.img", allow=("/",))
+        image = Path(f"/instar-test-{os.getpid()}.img")
+        try:
+            image.touch()
+        except OSError as error:
+            pytest.skip(f"needs to write to the root folder: {error}")
+        try:
+            denied(place, "/etc/passwd", image=image)
+            denied(place, "etc/passwd", image=image)
+            with pytest.raises(ImageError) as caught:
+                place.open("no-such-neighbour", image=image)
+            assert caught.value.kind == "not-found"
+            assert place.open("/etc/passwd", image=image, allow=("/",))
+        finally:
+            image.unlink()
 
 
 class TestAllowed:
@@ -265,12 +288,14 @@ class TestKinds:
         program = f"""
 import os, sys
 sys.path[:0] = [{str(SOURCE)!r}]
+from instar.host.files import open_image
 from instar.host.gate import Gate
 from instar.core.errors import HostError
 if os.geteuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
+image = open_image({str(place.image)!r})
 try:
-    Gate({str(place.image)!r}).open(b"sub/base")
+    Gate(image).open(b"sub/base", relative_to=image.home)
 except HostError as error:
     print(error)
 """
@@ -292,10 +317,145 @@ except HostError as error:
     @pytest.mark.parametrize("path", ["\0", "a\0b", "\ud800"])
     def test_an_image_path_that_is_none_is_an_error_of_the_system(self, path: str) -> None:
         with pytest.raises(HostError, match="cannot be a file name"):
-            Gate(path)
+            open_image(path)
+
+    def test_a_folder_to_allow_that_is_none_is_an_error_of_the_system(self, place: Place) -> None:
+        with pytest.raises(HostError, match="cannot be a file name"):
+            place.open("base", allow=("a\0b",))
+
+
+#: A name that an image gives, and what shells would do with it.
+UNSAFE = "/tmp/$(touch x)/`y`/it's;z/f"
+
+
+@contextlib.contextmanager
+def bound(source: Path | str, target: Path) -> Iterator[None]:
+    """Mount something a second time, or skip."""
+    done = subprocess.run(["mount", "--bind", source, target], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", target], check=True)
+
+
+class TestOwnFolder:
+    """An image opens its folder only if it is a file among people's files."""
+
+    @pytest.fixture
+    def shared(self) -> Iterator[Path]:
+        """Return a file in /dev/shm that an image in /dev would have below its own folder."""
+        path = Path(f"/dev/shm/instar-test-{os.getpid()}")
+        try:
+            path.write_text("secret")
+        except OSError as error:
+            pytest.skip(f"there is no /dev/shm: {error}")
+        yield path
+        path.unlink()
+
+    @pytest.mark.parametrize("image", ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0", "{home}/in"])
+    def test_is_none_of_a_descriptor_by_name(self, image: str, place: Place, shared: Path) -> None:
+        (place.home / "in").symlink_to("/dev/stdin")
+        earlier = os.dup(0)
+        with place.image.open() as file:
+            os.dup2(file.fileno(), 0)
+        try:
+            image = image.format(home=place.home)
+            for name in (f"shm/{shared.name}", str(shared), "base", str(place.home / "base"), "null", "fd/0"):
+                denied(place, name, image=image)
+            assert place.open(str(shared), image=image, allow=("/dev/shm",)) == "secret"
+            assert place.open(str(place.home / "base"), image=image, allow=(str(place.home),)) == "home/base"
+        finally:
+            os.dup2(earlier, 0)
+            os.close(earlier)
+
+    def test_is_none_of_a_device(self, place: Place, shared: Path) -> None:
+        (place.home / "link").symlink_to("/dev/null")
+        for image in ("/dev/null", "/dev/zero", str(place.home / "link")):
+            for name in (f"shm/{shared.name}", str(shared), "base", str(place.home / "base")):
+                denied(place, name, image=image)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make device nodes")
+    def test_is_none_of_a_device_that_lies_among_files(self, place: Place) -> None:
+        os.mknod(place.home / "node", 0o20666, os.makedev(1, 3))
+        denied(place, "base", image=place.home / "node")
+
+    @pytest.mark.parametrize("image", ["/proc/self/status", "/proc/version", "/sys/kernel/notes"])
+    def test_is_none_of_what_the_kernel_makes_up(self, image: str, place: Place) -> None:
+        if not os.access(image, os.R_OK):
+            pytest.skip(f"there is no {image} here")
+        for name in ("status", "version", "notes", "../version", "base"):
+            denied(place, name, image=image)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
+    def test_is_none_where_the_kernels_folders_have_other_names(self, place: Place) -> None:
+        (place.home / "file").touch()
+        with bound("/proc/version", place.home / "file"):
+            denied(place, "base", image=place.home / "file")
+        (place.home / "folder").mkdir()
+        with bound("/proc/sys/kernel", place.home / "folder"):
+            denied(place, "hostname", image=place.home / "folder/ostype")
+        device = Path(f"/dev/instar-test-{os.getpid()}")
+        device.write_text("an image on devtmpfs")
+        try:
+            with bound("/dev", place.home / "folder"):
+                denied(place, "null", image=place.home / "folder" / device.name)
+                assert "no folder is open" in denied(place, device.name, image=place.home / "folder" / device.name)
+        finally:
+            device.unlink()
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to put a link into /dev")
+    def test_is_none_of_a_file_that_is_named_by_way_of_dev(self, place: Place) -> None:
+        link = Path(f"/dev/instar-test-{os.getpid()}")
+        link.symlink_to(place.image)
+        (place.home / "there").symlink_to(link)
+        try:
+            for image in (link, place.home / "there"):
+                denied(place, "base", image=image)
+                denied(place, str(place.home / "base"), image=image)
+        finally:
+            link.unlink()
+
+    def test_is_that_of_a_file_in_shared_memory(self, place: Place, shared: Path) -> None:
+        assert place.open(shared.name, image=shared) == "secret"
+        denied(place, "../null", image=shared)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
+    def test_is_that_of_a_file_that_is_mounted_over_a_name(self, place: Place) -> None:
+        """As containers get single files."""
+        with bound(place.outside / "secret", place.image):
+            assert place.open("base") == "home/base"
+
+    def test_is_none_of_a_file_that_has_gone_from_there(self, place: Place) -> None:
+        with open_image(str(place.image)) as image:
+            place.image.rename(place.outside / "gone")
+            place.image.write_text("another")
+            with pytest.raises(ImageError, match="no folder is open to an image like this"):
+                Gate(image).open(b"base", relative_to=image.home)
+
+    def test_is_none_of_a_file_without_a_name(self, place: Place) -> None:
+        with open_image(str(place.image)) as image:
+            image.home = None
+            for name in (b"base", bytes(place.home / "base"), b"/etc/passwd"):
+                with pytest.raises(ImageError, match="--allow-path="):
+                    Gate(image).open(name, relative_to=None)
+            with Gate(image, (str(place.home),)).open(bytes(place.home / "base"), relative_to=None) as file:
+                assert file.size == len("home/base")
 
 
 class TestMessages:
+    def test_quote_a_folder_for_the_shell(self, place: Place) -> None:
+        said = denied(place, UNSAFE)
+        (word,) = shlex.split("x" + said.partition("--allow-path=")[2])
+        assert word == "x" + os.path.dirname(UNSAFE)
+
+    @pytest.mark.parametrize(
+        "name", ["/tmp/\x1b[2J/x", "/tmp/\u200b/x", "/tmp/\udcff/x", "/" + "y" * 500 + "/x", "../rel/x"]
+    )
+    def test_name_no_folder_that_cannot_be_shown(self, name: str, place: Place) -> None:
+        assert denied(place, os.fsencode(name)).endswith("--allow-path=DIR")
+
     def test_escape_what_a_terminal_would_act_on(self, place: Place) -> None:
         for name in (b"../\x1b[2J\x07x", b"\x1b]0;x\x07", b"json:\x9b2J", b"no\nsuch\r\xff"):
             with pytest.raises(ImageError) as caught:
@@ -319,12 +479,14 @@ class TestSystemCalls:
 import os, sys
 sys.path[:0] = [{str(SOURCE)!r}]
 from instar.core.errors import InstarError
+from instar.host.files import open_image
 from instar.host.gate import Gate
-gate = Gate({str(place.image)!r})
+image = open_image({str(place.image)!r})
+gate = Gate(image)
 for name in {names!r}:
     os.stat("/begin")  if os.path.exists("/begin") else None
     try:
-        gate.open(name).close()
+        gate.open(name, relative_to=image.home).close()
     except InstarError as error:
         print(error.kind)
 """

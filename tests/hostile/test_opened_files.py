@@ -22,6 +22,7 @@ from tests.small import SmallProcess
 from tests.support import run
 
 from instar.core.errors import HostError, ImageError
+from instar.host.files import open_image
 from instar.host.gate import Gate
 
 if TYPE_CHECKING:
@@ -162,10 +163,12 @@ def test_the_whole_program_opens_nothing_outside(words: list[str], tmp_path: Pat
 def test_what_the_gate_opens_is_a_plain_file_in_the_folder(tmp_path: Path) -> None:
     """Asked directly, with every name."""
     named(b"")(tmp_path)
-    gate = Gate(str(tmp_path / "image"))
     opened = []
-    for written in OUTSIDE:
-        with contextlib.suppress(ImageError, HostError), gate.open(written.removeprefix(b"!")) as file:
-            opened.append(os.readlink(f"/proc/self/fd/{file.fd}"))
+    with open_image(str(tmp_path / "image")) as image:
+        gate = Gate(image)
+        for written in OUTSIDE:
+            name = written.removeprefix(b"!")
+            with contextlib.suppress(ImageError, HostError), gate.open(name, relative_to=image.home) as file:
+                opened.append(os.readlink(f"/proc/self/fd/{file.fd}"))
     assert opened
     assert all(os.path.dirname(path) == str(tmp_path) for path in opened), opened

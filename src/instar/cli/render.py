@@ -70,7 +70,7 @@ def _child_object(child: Child) -> dict[str, object]:
     return {
         "virtual-size": child.length,
         "filename": child.filename,
-        "format": "file",
+        "format": child.protocol,
         "actual-size": child.allocated,
         "dirty-flag": False,
         "children": [],
@@ -116,7 +116,7 @@ def _child_lines(child: Child) -> list[str]:
     lines = [
         f"Child node '/{child.name}':",
         f"    filename: {printable(child.filename)}",
-        "    protocol type: file",
+        f"    protocol type: {child.protocol}",
         f"    file length: {format_size(child.length)} ({child.length} bytes)",
         f"    disk size: {format_size(child.allocated)}",
     ]

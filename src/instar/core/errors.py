@@ -33,6 +33,8 @@ MAX_DETAIL = 400
 _HEAP_TYPE = 1 << 9
 #: So deep are lists and dicts looked into, item by item, for what cannot be pickled.
 _DEEPEST = 20
+#: What no shell reads as anything but itself.
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./_-")
 
 
 def printable(text: str | bytes, limit: int = 4096) -> str:
@@ -57,6 +59,28 @@ def printable(text: str | bytes, limit: int = 4096) -> str:
     if len(text) > limit:
         out.append("…")
     return "".join(out)
+
+
+def shell_word(text: str) -> str | None:
+    r"""Return a text as a shell reads it back, for a command to be typed; ``None`` if it cannot be shown as it is.
+
+    Hints repeat names that strangers chose, and are copied into shells.
+
+    >>> print(shell_word("/a/b"), shell_word("/tmp/$(x)"), shell_word("it's"), shell_word("a\x1bb"))
+    /a/b '/tmp/$(x)' 'it'"'"'s' None
+    """
+    if not text.isprintable() or printable(text) != text:
+        return None
+    return text if text and _PLAIN.issuperset(text) else _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\"'\"'") + "'"
+
+
+def plain_file_hint(name: str) -> str:
+    """Return how a file is named whose own name looks like a protocol's, for the end of a sentence; or nothing."""
+    return "" if shell_word(name) is None else f"; for a file of that name write {_quoted(f'./{name}')}"
 
 
 class InstarError(Exception):

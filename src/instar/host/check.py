@@ -123,9 +123,7 @@ def check(
             (``unsupported-feature``, for raw).
         HostError, SandboxError: see ``instar.core.errors``.
     """
-    plain = strip_file_protocol(path)
-    gate = Gate(plain, tuple(allow))
-    image = open_image(plain)
+    image = open_image(strip_file_protocol(path))
     image.path = path
     with (
         image,
@@ -134,7 +132,7 @@ def check(
             operation="check",
             format=format,
             isolation=isolation or Isolation(),
-            gate=gate,
+            gate=Gate(image, tuple(allow)),
             generation=generation,
             limits=CHECK_LIMITS,
             share=force_share,

@@ -105,7 +105,7 @@ def describe(
             found.make_room(len(required))
         for reference in required:
             try:
-                part = gate.open(reference.name, relative_to=image.path)
+                part = gate.open(reference.name, relative_to=image.home)
             except ImageError as error:
                 error.path = error.path or image.path
                 raise
@@ -133,7 +133,7 @@ def _check_with_parent(
     files = [found.image]
     args["parts"] = [None]
     try:
-        files.append(gate.open(parent.name, relative_to=found.image.path))
+        files.append(gate.open(parent.name, relative_to=found.image.home))
         args["parts"] = [1]
     except (ImageError, HostError):
         pass  # the check says so

@@ -1,6 +1,7 @@
-"""Files of the host: opened once, judged by ``fstat`` on the descriptor, never by path twice.
+"""Files of the host: judged before they are opened, and what was judged is what is opened.
 
-Law: no function here looks at what is in a file. Every error of the system becomes a ``HostError``.
+Law: a name is looked up once, by ``Pinned``, which opens nothing, so no pipe's writer and no device notices. No
+function here looks at what is in a file. Every error of the system becomes a ``HostError``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ _FS_IOC_SETFLAGS = 0x40086602
 _FS_IOC_FSGETXATTR = 0x801C581F
 _FS_IOC_FSSETXATTR = 0x401C5820
 _FS_XFLAG_EXTSIZE = 0x00000800
+#: Character devices without a length that opening does nothing to (Documentation/admin-guide/devices.txt): null, zero,
+#: full, random, urandom.
+_EMPTY_DEVICES = frozenset(os.makedev(1, minor) for minor in (3, 5, 7, 8, 9))
+_TO_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
 def host_error(error: OSError, path: str, action: str, *, hint: str = "") -> HostError:
@@ -33,26 +38,103 @@ def host_error(error: OSError, path: str, action: str, *, hint: str = "") -> Hos
     return HostError(number, path, action, os.strerror(number) if number else str(error), hint=hint)
 
 
-class OpenFile:
-    """A regular file or block device, opened for reading.
+class Pinned:
+    """A file that has been looked up but not opened (``O_PATH``). What becomes of its name does not matter any more.
 
     Attributes:
-        path: as given by whoever asked for it.
+        fd: descriptor; closed by ``close`` or at the end of a ``with`` block.
+        status: what the file is.
+    """
+
+    __slots__ = ("_folder", "_follow", "_name", "fd", "status")
+
+    def __init__(self, name: str, folder: int | None = None, *, follow: bool = True) -> None:
+        """Look up ``name``, seen from the folder that a descriptor stands for; without ``follow`` a link itself.
+
+        Raises:
+            OSError, ValueError: it is not there, or no name.
+        """
+        self._name = name
+        self._folder = folder
+        self._follow = 0 if follow else os.O_NOFOLLOW
+        self.fd = os.open(name, os.O_PATH | os.O_CLOEXEC | self._follow, dir_fd=folder)
+        self.status = os.fstat(self.fd)
+
+    def open(self, flags: int) -> int:
+        """Open the file and return the descriptor, which is none of the standard streams'.
+
+        Raises:
+            OSError: as the system says; ``ESTALE`` if there is no /proc and the name has become another file's.
+        """
+        try:
+            return above_stdio(os.open(f"/proc/self/fd/{self.fd}", flags))
+        except (FileNotFoundError, NotADirectoryError):
+            if os.access("/proc/self/fd", os.X_OK):
+                raise
+        fd = above_stdio(os.open(self._name, flags | self._follow, dir_fd=self._folder))
+        if os.path.samestat(os.fstat(fd), self.status):
+            return fd
+        os.close(fd)
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def close(self) -> None:
+        """Close the descriptor; harmless when done twice."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def is_empty_device(status: os.stat_result) -> bool:
+    """Tell whether it is /dev/null, or another character device that is like an empty file."""
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev in _EMPTY_DEVICES
+
+
+def refuse_no_file(status: os.stat_result, path: str, action: str) -> None:
+    """Refuse what can be no image, before it is opened.
+
+    Raises:
+        HostError: it is neither a regular file nor a block device, nor like /dev/null.
+    """
+    mode = status.st_mode
+    if stat.S_ISREG(mode) or stat.S_ISBLK(mode) or is_empty_device(status):
+        return
+    for is_kind, number in ((stat.S_ISDIR, errno.EISDIR), (stat.S_ISSOCK, errno.ENXIO), (stat.S_ISLNK, errno.ELOOP)):
+        if is_kind(mode):
+            raise HostError(number, path, action, os.strerror(number))
+    raise HostError(errno.EINVAL, path, action, "it is neither a regular file nor a block device")
+
+
+class OpenFile:
+    """A regular file or block device (or one like /dev/null, which is empty), opened for reading.
+
+    Attributes:
+        path: what errors call it.
+        home: the name by which it was opened; names in it are seen from the folder of that. ``None`` if it was opened
+            by no name: then there is no such folder.
         fd: descriptor; closed by ``close`` or at the end of a ``with`` block.
         locked: image locks were asked for on it (see ``locks``); ``close`` gives them up.
         size: length in bytes (of a block device, its capacity).
         allocated: bytes of storage in use (``st_blocks``), 0 for a device.
         identity: device and inode, which two names of one file share.
+        is_device: it is no regular file.
     """
 
-    __slots__ = ("allocated", "fd", "identity", "is_device", "locked", "path", "size")
+    __slots__ = ("allocated", "fd", "home", "identity", "is_device", "locked", "path", "size")
 
-    def __init__(self, path: str, fd: int, status: os.stat_result) -> None:
+    def __init__(self, path: str, fd: int, *, home: str | None) -> None:
+        status = os.fstat(fd)
         self.path = path
+        self.home = home
         self.fd = fd
         self.locked = False
-        self.is_device = stat.S_ISBLK(status.st_mode)
-        self.size = os.lseek(fd, 0, os.SEEK_END) if self.is_device else status.st_size
+        self.is_device = not stat.S_ISREG(status.st_mode)
+        self.size = os.lseek(fd, 0, os.SEEK_END) if stat.S_ISBLK(status.st_mode) else status.st_size
         self.allocated = status.st_blocks * 512
         self.identity = (status.st_dev, status.st_ino)
 
@@ -78,31 +160,31 @@ class OpenFile:
         self.close()
 
 
-def open_image(path: str, *, action: str = "open", reopen: int | None = None) -> OpenFile:
-    """Open a file for reading, without blocking on a pipe or a device that is not there.
-
-    ``reopen`` is a descriptor (``O_PATH``) of the file itself, which ``path`` then only names in errors.
+def open_image(path: str, *, action: str = "open") -> OpenFile:
+    """Open a file for reading, if it is one.
 
     Raises:
         HostError: it cannot be opened, or is neither a regular file nor a block device.
     """
-    name = path if reopen is None else f"/proc/self/fd/{reopen}"
     try:
-        fd = above_stdio(os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY))
+        with Pinned(path) as pinned:
+            return open_pinned(pinned, path, home=path, action=action)
     except OSError as error:
         raise host_error(error, path, action) from None
     except ValueError as error:
         raise bad_name(error, path, action) from None
+
+
+def open_pinned(pinned: Pinned, path: str, *, home: str | None, action: str = "open") -> OpenFile:
+    """Open a file that has been looked up. For ``path`` and ``home`` see ``OpenFile``.
+
+    Raises:
+        HostError: it is no file that can be an image. OSError: it cannot be opened.
+    """
+    refuse_no_file(pinned.status, path, action)
+    fd = pinned.open(_TO_READ)
     try:
-        status = os.fstat(fd)
-        if stat.S_ISDIR(status.st_mode):
-            raise HostError(errno.EISDIR, path, action, os.strerror(errno.EISDIR))
-        if not (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)):
-            raise HostError(errno.EINVAL, path, action, "it is neither a regular file nor a block device")
-        return OpenFile(path, fd, status)
-    except OSError as error:
-        os.close(fd)
-        raise host_error(error, path, action) from None
+        return OpenFile(path, fd, home=home)
     except BaseException:
         os.close(fd)
         raise

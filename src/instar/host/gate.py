@@ -2,7 +2,8 @@
 
 Law: the policy is applied to the text of a name before any system call, so an image cannot learn whether a
 file outside exists; then every component is opened by itself, and the target of each link is judged again.
-Only regular files pass (block devices only below a folder that was allowed by name), never a protocol.
+Only regular files pass (block devices only below a folder that was allowed by name), never a protocol. An image opens
+folders only if it is a regular file among people's files: /dev, /proc and /sys are no image's own folder.
 """
 
 from __future__ import annotations
@@ -11,38 +12,49 @@ import errno
 import os
 import stat
 
-from instar.core.errors import ImageError, printable
-from instar.host.files import OpenFile, bad_name, host_error, open_image
+from instar.core.errors import MAX_DETAIL, ImageError, printable, shell_word
+from instar.host.files import OpenFile, Pinned, bad_name, host_error, open_pinned
+from instar.host.mounts import is_made_up
 from instar.host.names import protocol_of
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _MAX_LINKS = 40
-_O_PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Gate:
     """The policy for what one image (and the chain behind it) may name.
 
     Args:
-        image_path: the image; files in its folder and below may be opened. (Of an image in ``/``, only its
-            neighbours: nobody means the whole machine by leaving an image there.)
+        image: the image; files in its folder and below may be opened. (Of an image in ``/``, only its neighbours:
+            nobody means the whole machine by leaving an image there. Of one that is no regular file, or that lies
+            where the kernel keeps devices and processes, none.)
         allow: further folders.
     """
 
-    def __init__(self, image_path: str, allow: tuple[str, ...] = ()) -> None:
-        self._image_path = image_path
-        try:
-            home = os.path.dirname(os.path.realpath(image_path))
-            named = {os.path.dirname(os.path.abspath(image_path)), home, _folder_of(image_path)}
-            # Whoever allows a folder names it; its own links are trusted, those below it are not.
-            self._allowed = {form(folder) for folder in allow for form in (os.path.abspath, os.path.realpath)}
-        except ValueError as error:
-            raise bad_name(error, image_path, "open") from None
-        except OSError as error:  # the working folder is gone
-            raise host_error(error, image_path, "open") from None
-        self._roots = sorted({_slashed(folder) for folder in named | self._allowed}, key=len, reverse=True)
+    def __init__(self, image: OpenFile, allow: tuple[str, ...] = ()) -> None:
+        self._image = image
+        # Whoever allows a folder names it; its own links are trusted, those below it are not.
+        self._allowed = {name for folder in allow for name in _names_of(folder)}
+        #: found out when an image first names a file, which most do not
+        self._roots: list[str] | None = None
 
-    def open(self, name: bytes, *, relative_to: str | None = None) -> OpenFile:
-        """Open a file by the name that an image gives, seen from the folder of ``relative_to`` (default: the image's).
+    def _find_roots(self) -> list[str]:
+        """Return the folders that are open, innermost first, each with a slash at its end.
+
+        Raises:
+            HostError: one cannot be looked up.
+        """
+        try:
+            folders = self._allowed | _folders_of(self._image)
+        except OSError as error:  # the working folder is gone
+            raise host_error(error, self._image.path, "open") from None
+        return sorted({_slashed(folder) for folder in folders}, key=len, reverse=True)
+
+    def open(self, name: bytes, *, relative_to: str | None) -> OpenFile:
+        """Open a file by the name that an image gives, seen from the folder of ``relative_to``, that image's ``home``.
 
         As in QEMU that is the folder of the name by which the image was opened, also where that is a link.
 
@@ -62,9 +74,14 @@ class Gate:
                 "reference",
                 f"the image names '{printable(text, 200)}'; '{printable(protocol, 40)}:' names are never opened",
             )
-        path = os.path.join(_folder_of(self._image_path if relative_to is None else relative_to), text)
+        if self._roots is None:
+            self._roots = self._find_roots()
+        if relative_to is None and not text.startswith("/"):
+            raise self._denied(text)
+        path = text if relative_to is None else os.path.join(_folder_of(relative_to), text)
+        named = path
         for _ in range(_MAX_LINKS):
-            found = self._walk(path, text)
+            found = self._walk(path, text, named)
             if isinstance(found, OpenFile):
                 return found
             path = found
@@ -72,46 +89,47 @@ class Gate:
 
     def _root_of(self, path: str, shown: str) -> str:
         """Return the innermost allowed folder, with a slash at its end, that a normal path lies in."""
-        for root in self._roots:
+        for root in self._roots or ():
             if path.startswith(root) and (root != "/" or "/" in self._allowed or "/" not in path[1:]):
                 return root
         raise self._denied(shown)
 
     def _denied(self, shown: str) -> ImageError:
-        folder = os.path.dirname(shown) if shown.startswith("/") else "DIR"
-        return ImageError(
-            "denied",
-            "reference",
-            f"the image names '{printable(shown, 200)}', which is not inside the image's folder;"
-            f" if you trust it, allow its folder with --allow-path={printable(folder, 200)}",
-        )
+        why = "which is not inside the image's folder"
+        if not self._roots:
+            why = "and no folder is open to an image like this"
+        words = f"the image names '{printable(shown, 200)}', {why};"
+        words += " if you trust it, allow its folder with --allow-path="
+        folder = shell_word(os.path.dirname(shown)) if shown.startswith("/") else None
+        if folder is None or len(words) + len(folder) > MAX_DETAIL:
+            folder = "DIR"
+        return ImageError("denied", "reference", words + folder)
 
-    def _walk(self, path: str, shown: str) -> OpenFile | str:
+    def _walk(self, path: str, shown: str, named: str) -> OpenFile | str:
         """Open ``path`` without following a link; a link gives the path that it stands for."""
         root = self._root_of(_normal(path), shown)
         if not path.startswith(root):
             path = _normal(path)  # it leaves the root and comes back: only the text can decide that
         todo = [c for c in path[len(root) :].split("/") if c not in ("", ".")]
         done: list[str] = []
-        fds: list[int] = []
+        # The folders that were walked through, outermost first, and at last what was found.
+        pins: list[Pinned] = []
         try:
-            fds.append(os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            pins.append(Pinned(root))
             while todo:
                 component = todo.pop(0)
                 if component == "..":
                     if not done:
                         return _normal(root + "/".join(["..", *todo]))
                     done.pop()
-                    os.close(fds.pop())
+                    pins.pop().close()
                     continue
-                fd = os.open(component, _O_PATH, dir_fd=fds[-1])
-                fds.append(fd)
-                mode = os.fstat(fd).st_mode
-                if stat.S_ISLNK(mode):
-                    target = os.readlink("", dir_fd=fd)
+                pins.append(Pinned(component, pins[-1].fd, follow=False))
+                if stat.S_ISLNK(pins[-1].status.st_mode):
+                    target = os.readlink("", dir_fd=pins[-1].fd)
                     return os.path.join(root + "/".join(done), target, *todo)
                 done.append(component)
-            return self._open_final(fds[-1], root + "/".join(done), shown)
+            return self._open_final(pins[-1], root + "/".join(done), shown, named)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
                 raise ImageError(
@@ -122,18 +140,69 @@ class Gate:
                 ) from None
             raise host_error(error, shown, "open") from None
         finally:
-            for fd in fds:
-                os.close(fd)
+            for pin in pins:
+                pin.close()
 
-    def _open_final(self, fd: int, path: str, shown: str) -> OpenFile:
-        mode = os.fstat(fd).st_mode
+    def _open_final(self, found: Pinned, path: str, shown: str, named: str) -> OpenFile:
+        mode = found.status.st_mode
         explicit = any(path.startswith(_slashed(root)) for root in self._allowed)
         if not (stat.S_ISREG(mode) or (stat.S_ISBLK(mode) and explicit)):
             raise ImageError(
                 "denied", "reference", f"the image names '{printable(shown, 200)}', which is not a regular file"
             )
-        # The descriptor pins the very file that was judged; opening it again by name would be a race.
-        return open_image(shown, reopen=fd)
+        return open_pinned(found, shown, home=named)
+
+
+def _names_of(folder: str) -> tuple[str, str]:
+    try:
+        return os.path.abspath(folder), os.path.realpath(folder)
+    except ValueError as error:
+        raise bad_name(error, folder, "allow it") from None
+    except OSError as error:  # the working folder is gone
+        raise host_error(error, folder, "allow it") from None
+
+
+def _folders_of(image: OpenFile) -> set[str]:
+    """Return the folders that are an image's own: that of its name, and that of the file if the name is a link.
+
+    None, if that is no regular file any more by the time, or if it is reached through /dev, /proc or the like:
+    ``/dev/stdin`` is a file that somebody opened, and neither its neighbours nor those of the link are meant.
+    """
+    if image.home is None or image.is_device:
+        return set()
+    found: set[str] = set()
+    last = ""
+    for last in _steps(image.home):
+        folder = os.path.dirname(last)
+        if not found and os.path.realpath(typed := os.path.dirname(os.path.abspath(image.home))) == folder:
+            found.add(typed)  # as it may be named with the links that are in it
+        with Pinned(folder) as pinned:
+            if is_made_up(pinned.fd) or _is_among_devices(folder, pinned.status):
+                return set()
+        found.add(folder)
+    with Pinned(last, follow=False) as pinned:
+        same = (pinned.status.st_dev, pinned.status.st_ino) == image.identity
+        return found if same and not is_made_up(pinned.fd) else set()
+
+
+def _steps(path: str) -> Iterator[str]:
+    """Yield a name and, while it is a link, what that stands for; the folders free of links."""
+    for _ in range(_MAX_LINKS):
+        folder, base = os.path.split(path)
+        path = os.path.join(os.path.realpath(folder or "."), base)
+        yield path
+        try:
+            path = os.path.join(os.path.dirname(path), os.readlink(path))
+        except OSError:
+            return
+
+
+def _is_among_devices(folder: str, status: os.stat_result) -> bool:
+    """Tell whether a folder is /dev or in it, and no file system of its own there: /dev/shm has people's files.
+
+    The kind of file system does not tell that everywhere: in containers /dev is a tmpfs.
+    """
+    return _slashed(folder).startswith("/dev/") and status.st_dev == os.stat("/dev").st_dev
 
 
 def _folder_of(path: str) -> str:

@@ -27,13 +27,17 @@ MAX_CHAIN_ROWS = 70_000
 
 
 class Child:
-    """A file an image consists of: QEMU's name for the node (``file``, ``extents.0`` …), length and allocation."""
+    """A file an image consists of: QEMU's name for the node (``file``, ``extents.0`` …), length and allocation.
 
-    __slots__ = ("allocated", "extent_size_hint", "filename", "length", "name")
+    ``protocol`` is what opens it in QEMU: ``file`` or ``host_device``.
+    """
+
+    __slots__ = ("allocated", "extent_size_hint", "filename", "length", "name", "protocol")
 
     def __init__(self, name: str, filename: str, file: OpenFile) -> None:
         self.name = name
         self.filename = filename
+        self.protocol = "host_device" if file.is_device else "file"
         # QEMU's block layer counts a file in whole sectors.
         self.length = align_up(file.size, SECTOR)
         self.allocated = file.allocated
@@ -178,25 +182,20 @@ def info(
     Raises:
         ImageError, HostError, SandboxError: see ``instar.core.errors``.
     """
-    gate = Gate(strip_file_protocol(path), tuple(allow))
-    return _one(path, format, gate, isolation or Isolation(), generation, force_share)
+    image = open_image(strip_file_protocol(path))
+    image.path = path
+    return _one(image, format, Gate(image, tuple(allow)), isolation or Isolation(), generation, force_share)
 
 
 def _one(
-    path: str,
+    image: OpenFile,
     format: str | None,
     gate: Gate,
     isolation: Isolation,
     generation: tuple[int, int],
     force_share: bool,
-    *,
-    named_by: tuple[str, bytes] | None = None,
 ) -> ImageInfo:
-    if named_by is None:
-        image = open_image(strip_file_protocol(path))
-    else:
-        image = gate.open(named_by[1], relative_to=strip_file_protocol(named_by[0]))
-    image.path = path
+    """Describe an image that has been opened, and close it."""
     with (
         image,
         describe(
@@ -209,7 +208,7 @@ def _one(
             share=force_share,
         ) as found,
     ):
-        return ImageInfo(path, found)
+        return ImageInfo(image.path, found)
 
 
 def info_chain(
@@ -227,8 +226,10 @@ def info_chain(
     for a chain that loops, ``too-large`` for one longer than ``MAX_CHAIN`` or with more than ``MAX_CHAIN_ROWS``.
     """
     isolation = isolation or Isolation()
-    gate = Gate(strip_file_protocol(path), tuple(allow))
-    chain = [_one(path, format, gate, isolation, generation, force_share)]
+    image = open_image(strip_file_protocol(path))
+    image.path = path
+    gate = Gate(image, tuple(allow))
+    chain = [_one(image, format, gate, isolation, generation, force_share)]
     seen = {chain[0].identity}
     rows = chain[0].count_rows()
     while (top := chain[-1]).backing_filename is not None and top.full_backing_filename is not None:
@@ -236,15 +237,9 @@ def info_chain(
         if len(chain) >= MAX_CHAIN:
             raise ImageError("too-large", "backing chain", f"the chain is longer than {MAX_CHAIN} images", path=path)
         try:
-            layer = _one(
-                top.full_backing_filename,
-                backing.format,
-                gate,
-                isolation,
-                generation,
-                force_share,
-                named_by=(top.filename, backing.name),
-            )
+            image = gate.open(backing.name, relative_to=image.home)
+            image.path = top.full_backing_filename
+            layer = _one(image, backing.format, gate, isolation, generation, force_share)
         except (ImageError, HostError) as error:
             error.path = error.path or top.filename
             error.image = error.image or error.path

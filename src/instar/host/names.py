@@ -6,7 +6,7 @@ Law: text only. Nothing here asks the system whether a file exists.
 from __future__ import annotations
 
 from instar.core import NEWEST
-from instar.core.errors import OptionError, printable
+from instar.core.errors import OptionError, plain_file_hint, printable
 
 
 def protocol_of(name: str) -> str | None:
@@ -96,8 +96,8 @@ def _no_protocol(name: str, protocol: str) -> OptionError:
 
     return OptionError(
         "protocol-unsupported" if protocol in PROTOCOLS else "unknown-protocol",
-        f"'{printable(name, 200)}' names protocol '{printable(protocol, 40)}', and instar opens plain files only;"
-        f" for a file of that name write './{printable(name, 200)}'",
+        f"'{printable(name, 200)}' names protocol '{printable(protocol, 40)}', and instar opens plain files only"
+        + plain_file_hint(name),
         protocol=PROTOCOLS.get(protocol, protocol),
         path=name,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 
-from instar.core.errors import HostError, OptionError, printable
+from instar.core.errors import HostError, OptionError, plain_file_hint, printable
 from instar.host.names import protocol_of, strip_file_protocol
 from instar.host.output import Output, close_quietly
 from instar.sandbox.posix import hold_signals, let_signals
@@ -209,8 +209,8 @@ def companion_path(path: str, companion: Companion) -> str:
         if protocol != "file":
             raise OptionError(
                 "unknown-protocol",
-                f"'{printable(name)}' names protocol '{protocol}', and instar makes plain files;"
-                f" for a file of that name write './{printable(name)}'",
+                f"'{printable(name)}' names protocol '{protocol}', and instar makes plain files"
+                + plain_file_hint(name),
                 protocol=protocol,
             )
         name = strip_file_protocol(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from instar.core import NEWEST
-from instar.core.errors import OptionError, printable
+from instar.core.errors import OptionError, plain_file_hint, printable
 from instar.core.options import Option, Settings, read_settings
 from instar.core.units import INT64_MAX, parse_size
 from instar.formats import creatable, find
@@ -134,8 +134,7 @@ def refuse_protocol(path: str) -> None:
             code = "protocol-not-creatable" if driver in CANNOT_CREATE else "protocol-unsupported"
         raise OptionError(
             code,
-            f"'{printable(path)}' names protocol '{protocol}', and instar makes plain files;"
-            f" for a file of that name write './{printable(path)}'",
+            f"'{printable(path)}' names protocol '{protocol}', and instar makes plain files" + plain_file_hint(path),
             protocol=driver or protocol,
         )
 

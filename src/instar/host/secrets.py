@@ -6,7 +6,7 @@ Law: a passphrase goes from the caller's table into the job of one cell and nowh
 
 from __future__ import annotations
 
-from instar.core.errors import OptionError, printable
+from instar.core.errors import OptionError, printable, shell_word
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,9 +35,10 @@ def find_secret(request: Request, secrets: Mapping[str, bytes]) -> bytes | None:
     if name is None:
         return None
     if name not in secrets:
+        word = name if shell_word(name) == name else "NAME"
         raise OptionError(
             "no-secret",
-            f"there is no secret '{printable(name, 200)}'; give it with --object secret,id={printable(name, 200)},…",
+            f"there is no secret '{printable(name, 200)}'; give it with --object secret,id={word},…",
             id=name,
         )
     return bytes(secrets[name])

@@ -6,7 +6,7 @@ single options first, in the order of QEMU's ``BlockdevCreateOptionsQcow2``, the
 
 from __future__ import annotations
 
-from instar.core.errors import OptionError, printable
+from instar.core.errors import OptionError, plain_file_hint, printable
 from instar.core.options import Option, preallocation
 from instar.core.units import SECTOR, UINT64_MAX, KiB, align_up, format_size, is_power_of_two
 from instar.formats.qcow2.allocate import refcount_blocks
@@ -383,8 +383,8 @@ def _recorded(name: str) -> str:
         return f"./{plain}"
     raise OptionError(
         "unknown-protocol",
-        f"data file '{printable(name)}' names protocol '{printable(head)}', and instar makes plain files;"
-        f" for a file of that name write './{printable(name)}'",
+        f"data file '{printable(name)}' names protocol '{printable(head)}', and instar makes plain files"
+        + plain_file_hint(name),
         key=DATA_FILE.name,
         protocol=head,
     )
