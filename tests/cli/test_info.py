@@ -49,8 +49,38 @@ def test_without_the_switch_no_backing_file_is_opened(folder):
     (folder / "mid.qcow2").unlink()
     assert instar("info", "top.qcow2", cwd=folder).returncode == 0
     done = instar("info", "--backing-chain", "top.qcow2", cwd=folder)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert done.returncode == 1
     assert done.stderr == "instar: top.qcow2: reference: the image names 'mid.qcow2', which does not exist\n"
+
+
+def test_of_a_broken_chain_all_above_the_fault_is_printed(folder):
+    (folder / "base.raw").unlink()
+    done = instar("info", "--backing-chain", "top.qcow2", cwd=folder)
+    assert done.returncode == 1
+    assert [line for line in done.stdout.splitlines() if line.startswith("image: ")] == [
+        "image: top.qcow2",
+        "image: mid.qcow2",
+    ]
+    assert done.stderr == "instar: mid.qcow2: reference: the image names 'base.raw', which does not exist\n"
+    done = instar("info", "--backing-chain", "--output=json", "top.qcow2", cwd=folder)
+    assert done.returncode == 1
+    assert [image["filename"] for image in json.loads(done.stdout)] == ["top.qcow2", "mid.qcow2"]
+    error = json.loads(done.stderr)["error"]
+    assert (error["kind"], error["path"], error["name"]) == ("not-found", "mid.qcow2", "base.raw")
+
+
+@pytest.mark.parametrize("form", ["human", "json"])
+def test_the_dialect_prints_all_of_a_chain_or_nothing(form, folder):
+    (folder / "base.raw").unlink()
+    done = instar("info", "--backing-chain", f"--output={form}", "top.qcow2", cwd=folder, dialect="qemu-img")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "base.raw" in done.stderr
+
+
+def test_of_a_chain_whose_first_image_is_at_fault_nothing_is_printed(folder):
+    for form in ("human", "json"):
+        done = instar("info", "--backing-chain", f"--output={form}", "-f", "vmdk", "top.qcow2", cwd=folder)
+        assert (done.returncode, done.stdout) == (1, "")
 
 
 def test_a_backing_file_outside_is_refused_until_allowed(folder):

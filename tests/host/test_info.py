@@ -42,3 +42,29 @@ def test_a_chain_has_only_so_many_images(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(info, "MAX_CHAIN", 2)
     with pytest.raises(instar.ImageError, match="longer than 2 images"):
         instar.info_chain(str(tmp_path / "2"))
+
+
+@needs_qemu_img
+def test_an_error_carries_what_was_described_of_the_chain(tmp_path: Path) -> None:
+    """Whatever ends the walk: a file that is gone, one that is no image, a loop, a refusal."""
+    qemu_img("create", "-q", "-f", "qcow2", "base", "1M", cwd=tmp_path)
+    qemu_img("create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "mid", cwd=tmp_path)
+    qemu_img("create", "-q", "-f", "qcow2", "-b", "mid", "-F", "qcow2", "top", cwd=tmp_path)
+    top = str(tmp_path / "top")
+
+    def described() -> tuple[str, list[str]]:
+        with pytest.raises(instar.ImageError) as caught:
+            instar.info_chain(top)
+        return caught.value.kind, [image.filename.rpartition("/")[2] for image in caught.value.described]
+
+    (tmp_path / "base").write_bytes(bytes(4096))
+    assert described() == ("invalid-format", ["top", "mid"])
+    (tmp_path / "base").unlink()
+    assert described() == ("not-found", ["top", "mid"])
+    (tmp_path / "base").symlink_to("/etc/passwd")
+    assert described() == ("denied", ["top", "mid"])
+    (tmp_path / "mid").unlink()
+    (tmp_path / "mid").hardlink_to(tmp_path / "top")
+    assert described() == ("corrupt", ["top"])
+    (tmp_path / "top").write_bytes(b"QFI\xfb" + bytes(4096))
+    assert described()[1] == []

@@ -9,6 +9,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Any
 
 #: The closed list of what can be wrong with an image.
 IMAGE_KINDS = (
@@ -92,6 +93,8 @@ class InstarError(Exception):
     role: str | None = None
     #: The image at fault, where that is not the one asked for or not the file that the error is about.
     image: str | None = None
+    #: What an operation on a chain had described before: the ``ImageInfo`` of each image, the topmost first.
+    described: Sequence[Any] = ()
 
     def __init__(self, detail: str = "") -> None:
         super().__init__(detail)
@@ -170,7 +173,7 @@ def _blank(kind: type[InstarError], args: tuple[object, ...]) -> InstarError:
     """Make an error without its constructor, and without its fields."""
     # The class below all that is written in Python knows no constructor of a subclass.
     built_in = next(base for base in kind.__mro__ if not base.__flags__ & _HEAP_TYPE)
-    error: InstarError = built_in.__new__(kind)
+    error: InstarError = built_in.__new__(kind)  # type: ignore[call-overload]
     error.args = args
     return error
 

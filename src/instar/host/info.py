@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from instar.core import NEWEST
-from instar.core.errors import HostError, ImageError, printable
+from instar.core.errors import HostError, ImageError, InstarError, printable
 from instar.core.units import SECTOR, align_up
 from instar.host.describe import describe
 from instar.host.files import extent_size_hint, open_image
@@ -224,12 +224,31 @@ def info_chain(
 
     Arguments and errors are those of ``info``; besides, ``ImageError`` ``denied``, ``not-found``, and ``corrupt``
     for a chain that loops, ``too-large`` for one longer than ``MAX_CHAIN`` or with more than ``MAX_CHAIN_ROWS``.
+    The images above the one at fault are in ``error.described``.
     """
-    isolation = isolation or Isolation()
+    chain: list[ImageInfo] = []
+    try:
+        _follow(chain, path, format, tuple(allow), isolation or Isolation(), generation, force_share)
+    except InstarError as error:
+        error.described = tuple(chain)
+        raise
+    return chain
+
+
+def _follow(
+    chain: list[ImageInfo],
+    path: str,
+    format: str | None,
+    allow: tuple[str, ...],
+    isolation: Isolation,
+    generation: tuple[int, int],
+    force_share: bool,
+) -> None:
+    """Describe an image and what is behind it, and append each to ``chain``."""
     image = open_image(strip_file_protocol(path))
     image.path = path
-    gate = Gate(image, tuple(allow))
-    chain = [_one(image, format, gate, isolation, generation, force_share)]
+    gate = Gate(image, allow)
+    chain.append(_one(image, format, gate, isolation, generation, force_share))
     seen = {chain[0].identity}
     rows = chain[0].count_rows()
     while (top := chain[-1]).backing_filename is not None and top.full_backing_filename is not None:
@@ -266,4 +285,3 @@ def info_chain(
         if isinstance(wanted, bytes):
             top.parent_fits = isinstance(given, bytes) and given.startswith(wanted)
         chain.append(layer)
-    return chain

@@ -23,6 +23,9 @@ from instar.core.errors import InstarError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from instar.cli.argv import Parsed
     from instar.cli.session import Session
     from instar.host.info import ImageInfo
     from instar.host.names import Source
@@ -51,7 +54,7 @@ regular files in its own folder or below, or below a folder given with --allow-p
 
 {switch_lines(SWITCHES)}
 
-Exit code: 0, or 1 if the image cannot be described.
+Exit code: 0, or 1 if the image cannot be described; of a chain what could be is printed.
 Example: instar info --output=json disk.qcow2
 """
 
@@ -68,26 +71,44 @@ def run(session: Session, argv: list[str]) -> int:
             return 1
     except Stop as stop:
         return stop.code
-    from instar.host.info import info, info_chain
-
+    chain = parsed.has("backing-chain")
     try:
-        chain = parsed.has("backing-chain")
-        if chain:
-            source, images = look(session, parsed, path, info_chain)
-        else:
-            source, image = look(session, parsed, path, info)
-            images = [image]
-        if source.protocol:
-            images[0].seen_as_file()
-        if session.as_qemu:
-            _name_as_qemu(images[0], source)
-            for image in images:
-                image.cluster_size = _as_int(image.cluster_size)
+        images = _look(session, parsed, path, chain=chain)
     except InstarError as error:
         from instar.cli.messages import inspect_words
 
+        if error.described and not session.as_qemu:  # qemu-img prints all of a chain or nothing
+            _show(session, list(error.described), json=json, chain=True)
         return report(session, error, lambda e: inspect_words(e, path, session.generation), json=json)
     session.explain()
+    _show(session, images, json=json, chain=chain)
+    return 0
+
+
+def _look(session: Session, parsed: Parsed, path: str, *, chain: bool) -> list[ImageInfo]:
+    """Return what is to be shown: one image, or all of a chain.
+
+    Raises:
+        InstarError: as ``shared.look``.
+    """
+    from instar.host.info import info, info_chain
+
+    if chain:
+        source, images = look(session, parsed, path, info_chain)
+    else:
+        source, image = look(session, parsed, path, info)
+        images = [image]
+    if source.protocol:
+        images[0].seen_as_file()
+    if session.as_qemu:
+        _name_as_qemu(images[0], source)
+        for image in images:
+            image.cluster_size = _as_int(image.cluster_size)
+    return images
+
+
+def _show(session: Session, images: Sequence[ImageInfo], *, json: bool, chain: bool) -> None:
+    """Print images: of a chain a list, also if only one of it could be described."""
     for image in images:
         if image.extra.get("inconsistent_bitmaps") is True:
             _warn_of_bitmaps(session, image)
@@ -101,7 +122,6 @@ def run(session: Session, argv: list[str]) -> int:
         from instar.cli.render import info_text
 
         say("\n".join(info_text(image, session.generation) for image in images))
-    return 0
 
 
 def _name_as_qemu(image: ImageInfo, source: Source) -> None:
