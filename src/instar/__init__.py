@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from instar.core.errors import HostError, ImageError, InstarError, InternalError, OptionError, SandboxError
     from instar.host.check import CheckResult, check
+    from instar.host.configuration import Configuration, read_configuration
     from instar.host.create import CreateResult, create
     from instar.host.create_many import create_many
     from instar.host.info import ImageInfo, info, info_chain
@@ -26,6 +27,8 @@ _NAMES = {
     "ImageInfo": "instar.host.info",
     "check": "instar.host.check",
     "CheckResult": "instar.host.check",
+    "read_configuration": "instar.host.configuration",
+    "Configuration": "instar.host.configuration",
     "self_test": "instar.host.sandbox",
     "SelfTestResult": "instar.host.sandbox",
     "Isolation": "instar.sandbox.cell",
@@ -39,6 +42,7 @@ _NAMES = {
 
 __all__ = [
     "CheckResult",
+    "Configuration",
     "CreateResult",
     "HostError",
     "ImageError",
@@ -54,6 +58,7 @@ __all__ = [
     "create_many",
     "info",
     "info_chain",
+    "read_configuration",
     "self_test",
 ]
 

@@ -1,6 +1,7 @@
 """What one run of the program was told before its command: dialect, version to be like, kind of cell, verbosity.
 
-Law: only this module and ``main`` read the environment; only ``say`` and ``complain`` print.
+Law: only this module and ``main`` read the environment; only ``say`` and ``complain`` print. What the operator of the
+machine has decided (``CONFIGURATION``) neither the environment nor a switch weakens.
 """
 
 from __future__ import annotations
@@ -8,12 +9,19 @@ from __future__ import annotations
 import os
 import sys
 
-from instar.core import NEWEST
+from instar.core import NEWEST, version_of
 from instar.core.errors import OptionError
 from instar.sandbox.cell import Isolation
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from instar.host.configuration import Configuration
+
 #: Full version numbers that qemu-img's own ``--version`` gives, for the generations that instar knows.
 QEMU_RELEASES = {(5, 2): "5.2.0", (7, 2): "7.2.22", (10, 0): "10.0.13", (11, 1): "11.1.2"}
+
+#: Nothing but a test puts another path here.
+CONFIGURATION = "/etc/instar.toml"
 
 
 class Session:
@@ -22,20 +30,33 @@ class Session:
     Attributes:
         as_qemu: speak as qemu-img does. generation: the version whose words and layout are wanted.
         isolation: kind of cell. verbose: say why, too. allow: folders opened to images' references.
+        configuration: what the operator of the machine has decided, ``None`` if nothing.
         secrets: passphrases by the names of their ``--object``.
     """
 
-    __slots__ = ("allow", "as_qemu", "generation", "isolation", "secrets", "verbose")
+    __slots__ = ("allow", "as_qemu", "configuration", "generation", "isolation", "secrets", "verbose")
 
     def __init__(self, *, as_qemu: bool) -> None:
+        """Take what the environment and the configuration say.
+
+        Raises:
+            OptionError: one of them cannot be understood, or the environment asks for less than the other allows.
+        """
         self.as_qemu = as_qemu
+        self.configuration = _configuration()
         self.generation = read_version(os.environ.get("INSTAR_QEMU_VERSION") or None)
+        self.allow = [folder for folder in os.environ.get("INSTAR_ALLOW_PATH", "").split(":") if folder]
+        floor = None
+        if self.configuration is not None:
+            floor = self.configuration.minimum_isolation
+            self.allow += self.configuration.allow
+            if self.configuration.generation is not None and not os.environ.get("INSTAR_QEMU_VERSION"):
+                self.generation = self.configuration.generation
         # The command line is a process of its own: it has one thread, and nothing secret in its memory but for what
         # ``--object`` defines, which takes this back.
-        self.isolation = Isolation(os.environ.get("INSTAR_ISOLATION") or "auto", single_threaded=True)
+        self.isolation = Isolation(os.environ.get("INSTAR_ISOLATION") or "auto", single_threaded=True, floor=floor)
         self.verbose = False
         self.secrets: dict[str, bytes] = {}
-        self.allow = [folder for folder in os.environ.get("INSTAR_ALLOW_PATH", "").split(":") if folder]
 
     def set(self, name: str, value: str) -> None:
         """Take one of the switches that all commands share.
@@ -46,7 +67,7 @@ class Session:
         if name == "dialect":
             self.as_qemu = read_dialect(value)
         elif name == "isolation":
-            self.isolation = Isolation(value, single_threaded=not self.secrets)
+            self.isolation = Isolation(value, single_threaded=not self.secrets, floor=self.isolation.floor)
         elif name == "qemu-version":
             self.generation = read_version(value)
         elif name == "allow-path":
@@ -59,6 +80,19 @@ class Session:
         if self.verbose:
             for reason in self.isolation.said:
                 complain(f"instar: isolation: {reason}")
+
+
+def _configuration() -> Configuration | None:
+    """Return what the operator of the machine has decided. Where there is nothing, nothing is loaded to read it."""
+    try:
+        os.lstat(CONFIGURATION)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        pass  # the reader says what is wrong
+    from instar.host.configuration import read_configuration
+
+    return read_configuration(CONFIGURATION)
 
 
 def read_dialect(name: str) -> bool:
@@ -80,12 +114,11 @@ def read_version(text: str | None) -> tuple[int, int]:
     """
     if text is None:
         return NEWEST
-    major, _, rest = text.partition(".")
-    minor = rest.partition(".")[0] or "0"
-    if not (major.isdecimal() and minor.isdecimal() and len(major) < 4 and len(minor) < 4):
+    version = version_of(text)
+    if version is None:
         known = ", ".join(".".join(map(str, v)) for v in QEMU_RELEASES)
         raise OptionError("bad-qemu-version", f"'{text}' is no version of qemu-img; {known} are known", value=text)
-    return int(major), int(minor)
+    return version
 
 
 def release(generation: tuple[int, int]) -> str:

@@ -70,6 +70,7 @@ def call(
         raise SandboxError("protocol", f"the cell's reply cannot be used: {fault}", path=path) from None
     except SandboxError as fault:
         fault.path = fault.path or path
+        isolation.account_for(fault)
         raise
     raise error
 

@@ -40,7 +40,7 @@ MiB = 1 << 20
 
 #: Most files that one cell is granted.
 MAX_FILES = 200
-#: What ``--isolation`` takes.
+#: What ``--isolation`` takes, the strongest first.
 NAMES = ("auto", "kvm", "process", "none")
 
 
@@ -93,17 +93,27 @@ class Isolation:
     ``single_threaded`` is a promise by the caller that no other thread runs or ever ran, that its memory holds no
     secret, and that nothing but instar's own code is run by a fork; without it cells are forked from a helper
     process (see ``process.server``).
+    ``floor`` is the weakest kind that may be used (``process`` or ``kvm``): with it ``auto`` steps down no further.
     ``said`` collects why a back end was passed over, for ``-v``.
     """
 
-    __slots__ = ("name", "said", "single_threaded")
+    __slots__ = ("floor", "name", "said", "single_threaded")
 
-    def __init__(self, name: str = "auto", *, single_threaded: bool = False) -> None:
+    def __init__(self, name: str = "auto", *, single_threaded: bool = False, floor: str | None = None) -> None:
         if name not in NAMES:
             raise OptionError(
                 "bad-isolation", f"there is no isolation '{name}'; it is one of {', '.join(NAMES)}", value=name
             )
-        self.name = name
+        if floor is not None and NAMES.index(name) > NAMES.index(floor):
+            raise OptionError(
+                "isolation-below-floor",
+                f"isolation '{name}' is weaker than this host's minimum-isolation, which is {floor}",
+                value=name,
+                floor=floor,
+            )
+        # Nothing is left to choose from.
+        self.name = "kvm" if floor == "kvm" else name
+        self.floor = floor
         self.single_threaded = single_threaded
         self.said: list[str] = []
 
@@ -131,9 +141,15 @@ class Isolation:
             weaker = (
                 "--isolation=process may work" if self.name == "kvm" else "--isolation=none works without protection"
             )
-            raise SandboxError("unavailable", f"no cell can be made here ({'; '.join(reasons)}); {weaker}")
+            advice = f"; {weaker}" if self.floor is None else ""
+            raise SandboxError("unavailable", f"no cell can be made here ({'; '.join(reasons)}){advice}")
         self._say(reasons)
         return cells[0] if len(cells) == 1 else _Strongest(cells, self._say)
+
+    def account_for(self, error: SandboxError) -> None:
+        """Have an error say why no weaker cell was tried, if there was none."""
+        if error.kind == "unavailable" and self.floor is not None:
+            error.detail += f"; this host's minimum-isolation, {self.floor}, allows nothing weaker"
 
     def _say(self, reasons: list[str]) -> None:
         self.said += [reason for reason in reasons if reason not in self.said]

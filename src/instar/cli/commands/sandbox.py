@@ -56,12 +56,40 @@ def run(session: Session, argv: list[str]) -> int:
     if json:
         from instar.cli.json import dumps
 
-        say(dumps(result_object(result), qemu_order=False) + "\n")
+        say(dumps({**result_object(result), **_configuration_object(session)}, qemu_order=False) + "\n")
     elif parsed.has("quiet"):
         _complain_of_failures(result)
     else:
-        say(result_text(result, verbose=session.verbose))
+        say(_configuration_text(session) + result_text(result, verbose=session.verbose))
     return result.exit_code
+
+
+def _configuration_object(session: Session) -> dict[str, object]:
+    """Return what the operator of the machine has decided, as ``--output=json`` prints it."""
+    found = session.configuration
+    if found is None:
+        return {}
+    version = None if found.generation is None else ".".join(map(str, found.generation))
+    return {
+        "configuration": {
+            "path": found.path,
+            "minimum-isolation": found.minimum_isolation,
+            "allow-path": list(found.allow),
+            "qemu-version": version,
+        }
+    }
+
+
+def _configuration_text(session: Session) -> str:
+    """Return the same for people."""
+    found = _configuration_object(session).get("configuration")
+    if not isinstance(found, dict):
+        return ""
+    lines = [f"{printable(str(found.pop('path')))}:"]
+    for key, value in found.items():
+        if value:
+            lines.append(f"  {key}: {', '.join(map(printable, value)) if isinstance(value, list) else value}")
+    return "\n".join([*lines, "", ""])
 
 
 def result_object(result: SelfTestResult) -> dict[str, object]:
