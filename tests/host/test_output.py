@@ -20,6 +20,7 @@ import pytest
 from tests.support import instar
 
 from instar.core.errors import HostError
+from instar.host.locks import hold
 from instar.host.output import Output
 
 if TYPE_CHECKING:
@@ -171,10 +172,16 @@ class TestRefused:
         os.mkfifo(tmp_path / "fifo")
         assert refused(tmp_path / "fifo").errno == errno.EINVAL
 
-    @pytest.mark.parametrize("device", ["/dev/null", "/dev/zero", "/dev/tty"])
+    @pytest.mark.parametrize("device", ["/dev/tty", "/dev/ptmx"])
     def test_where_the_target_is_a_character_device(self, device: str) -> None:
         assert refused(device).errno == errno.EINVAL
         assert stat.S_ISCHR(os.stat(device).st_mode)
+
+    def test_where_a_device_has_no_room(self) -> None:
+        with Output("/dev/null") as output:
+            output.begin()
+            with pytest.raises(HostError, match="No space left"):
+                output.resize(1)
 
     def test_where_the_target_is_a_loop_of_links(self, tmp_path: Path) -> None:
         (tmp_path / "a").symlink_to("b")
@@ -229,29 +236,31 @@ class TestReplaced:
         assert (tmp_path / "a").read_text() == "new"
         assert os.listdir(tmp_path) == ["a"]
 
-    @pytest.mark.parametrize("mode", [0o600, 0o640, 0o666, 0o4755])
-    def test_keeps_its_mode(self, mode: int, tmp_path: Path) -> None:
-        (tmp_path / "a").touch()
+    @pytest.mark.parametrize("mode", [0o600, 0o640, 0o666, 0o4755, 0o2755, 0o1644])
+    @pytest.mark.parametrize("data", ["", "old"])
+    def test_keeps_its_mode_but_nobodys_rights_to_run_with(self, data: str, mode: int, tmp_path: Path) -> None:
+        (tmp_path / "a").write_text(data)
         (tmp_path / "a").chmod(mode)
         write(tmp_path / "a")
-        assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+        assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode & 0o777
 
     @pytest.mark.usefixtures("no_tmpfile")
     def test_is_not_open_to_others_while_it_is_made(self, tmp_path: Path) -> None:
-        (tmp_path / "a").touch(mode=0o600)
+        (tmp_path / "a").write_text("old")
+        (tmp_path / "a").chmod(0o600)
         with Output(str(tmp_path / "a")):
             (name,) = set(os.listdir(tmp_path)) - {"a"}
             assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
 
     @is_root
     def test_keeps_its_owner(self, tmp_path: Path) -> None:
-        (tmp_path / "a").touch()
+        (tmp_path / "a").write_text("old")
         os.chown(tmp_path / "a", 1234, 2345)
         write(tmp_path / "a")
         assert ((tmp_path / "a").stat().st_uid, (tmp_path / "a").stat().st_gid) == (1234, 2345)
 
     def test_keeps_its_extended_attributes(self, tmp_path: Path) -> None:
-        (tmp_path / "a").touch()
+        (tmp_path / "a").write_text("old")
         try:
             os.setxattr(tmp_path / "a", "user.origin", b"a cloud")
         except OSError:
@@ -261,8 +270,9 @@ class TestReplaced:
 
     @pytest.mark.skipif(shutil.which("setfacl") is None, reason="setfacl is not installed")
     def test_keeps_its_access_list_and_takes_none_from_its_folder(self, tmp_path: Path) -> None:
-        (tmp_path / "with").touch()
-        (tmp_path / "without").touch(mode=0o600)
+        (tmp_path / "with").write_text("old")
+        (tmp_path / "without").write_text("old")
+        (tmp_path / "without").chmod(0o600)
         subprocess.run(["setfacl", "-m", "u:65534:r", tmp_path / "with"], check=True)
         subprocess.run(["setfacl", "-d", "-m", "u:65534:rw", tmp_path], check=True)
         before = os.listxattr(tmp_path / "with"), os.listxattr(tmp_path / "without")
@@ -291,6 +301,186 @@ class TestReplaced:
         tmp_path.chmod(0o777)
         assert as_nobody("write('a')", tmp_path) == "Permission denied"
         assert (tmp_path / "a").read_text() == "old"
+
+
+class TestEmpty:
+    """An empty file has nothing to lose: it is written itself, for whoever made it and has it open."""
+
+    def test_stays_the_same_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "a"
+        path.touch(mode=0o600)
+        os.link(path, tmp_path / "other")
+        with contextlib.suppress(OSError):
+            os.setxattr(path, "user.origin", b"x")
+        before = path.stat(), os.listxattr(path)
+        with path.open("rb") as held:
+            assert write(path).in_place == "it is empty"
+            assert held.read() == b"new"
+        after = path.stat(), os.listxattr(path)
+        for name in ("st_dev", "st_ino", "st_uid", "st_gid", "st_mode", "st_nlink"):
+            assert getattr(after[0], name) == getattr(before[0], name)
+        assert after[1] == before[1]
+        assert (tmp_path / "other").read_text() == "new"
+        assert sorted(os.listdir(tmp_path)) == ["a", "other"]
+
+    @is_root
+    def test_of_another_user_stays_his(self, tmp_path: Path) -> None:
+        (tmp_path / "a").touch()
+        os.chown(tmp_path / "a", 1234, 2345)
+        write(tmp_path / "a")
+        assert ((tmp_path / "a").stat().st_uid, (tmp_path / "a").stat().st_gid) == (1234, 2345)
+
+    def test_is_found_by_a_link(self, tmp_path: Path) -> None:
+        (tmp_path / "real").touch()
+        (tmp_path / "link").symlink_to("real")
+        inode = (tmp_path / "real").stat().st_ino
+        write(tmp_path / "link")
+        assert (tmp_path / "link").is_symlink()
+        assert ((tmp_path / "real").stat().st_ino, (tmp_path / "real").read_text()) == (inode, "new")
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, ""), ValueError()])
+    def test_is_empty_again_after_a_failure(self, error: BaseException, tmp_path: Path) -> None:
+        (tmp_path / "a").touch()
+        inode = (tmp_path / "a").stat().st_ino
+        with contextlib.suppress(type(error)), Output(str(tmp_path / "a")) as output:
+            output.begin()
+            output.resize(1 << 20)
+            os.pwrite(output.fd, b"part", 0)
+            raise error
+        assert ((tmp_path / "a").stat().st_size, (tmp_path / "a").stat().st_ino) == (0, inode)
+
+    def test_is_not_touched_before_it_is_written(self, tmp_path: Path) -> None:
+        (tmp_path / "a").touch()
+        before = (tmp_path / "a").stat().st_mtime_ns
+        with Output(str(tmp_path / "a")):
+            pass
+        assert (tmp_path / "a").stat().st_mtime_ns == before
+
+    def test_is_left_to_whoever_writes_to_it_meanwhile(self, tmp_path: Path) -> None:
+        (tmp_path / "a").touch()
+        with Output(str(tmp_path / "a")) as output:
+            (tmp_path / "a").write_text("theirs")
+            with pytest.raises(HostError, match="being written by another"):
+                output.begin()
+        assert (tmp_path / "a").read_text() == "theirs"
+
+    def test_that_a_machine_uses_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "a").touch()
+        with (tmp_path / "a").open("rb") as held:
+            hold(held.fileno(), "a", True, False)
+            assert refused(tmp_path / "a").lock is not None
+        assert (tmp_path / "a").stat().st_size == 0
+
+    def test_keeps_no_image_that_could_not_be_made_lasting(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "a").touch()
+        with Output(str(tmp_path / "a")) as output:
+            output.begin()
+            os.pwrite(output.fd, b"new", 0)
+
+            def fail(fd: int) -> None:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+            monkeypatch.setattr(os, "dup", fail)
+            with pytest.raises(HostError, match="put the new image in place"):
+                output.commit()
+        assert (tmp_path / "a").stat().st_size == 0
+
+
+class TestOpenFile:
+    """A name such as /dev/stdout means the file that is open, with data in it or without, whatever its name is now."""
+
+    @pytest.mark.parametrize("old", ["", "old and longer"])
+    @pytest.mark.parametrize("name", ["/dev/fd/{fd}", "/proc/self/fd/{fd}", "{folder}/link"])
+    def test_is_written_in_place(self, name: str, old: str, tmp_path: Path) -> None:
+        (tmp_path / "a").write_text(old)
+        with (tmp_path / "a").open("r+b") as held:
+            (tmp_path / "link").symlink_to(f"/dev/fd/{held.fileno()}")
+            assert write(name.format(fd=held.fileno(), folder=tmp_path)).in_place == "it is a file that is open already"
+            assert held.read() == b"new"
+
+    def test_is_written_also_where_its_name_is_gone(self, tmp_path: Path) -> None:
+        with (tmp_path / "a").open("w+b") as held:
+            (tmp_path / "a").unlink()
+            write(f"/dev/fd/{held.fileno()}")
+            assert held.read() == b"new"
+        assert os.listdir(tmp_path) == []
+
+
+@is_root
+class TestLinksOfOthers:
+    """In a folder like /tmp only one's own links and the folder owner's are followed (fs.protected_symlinks)."""
+
+    @pytest.fixture
+    def shared(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "shared"
+        folder.mkdir()
+        folder.chmod(0o1777)
+        (tmp_path / "precious").write_text("mine")
+        return folder
+
+    @staticmethod
+    def link(path: Path, target: str, owner: int) -> None:
+        path.symlink_to(target)
+        os.chown(path, owner, owner, follow_symlinks=False)
+
+    @pytest.mark.parametrize("target", ["../precious", "../new"])
+    def test_are_not_followed(self, target: str, shared: Path) -> None:
+        self.link(shared / "a", target, 1234)
+        assert refused(shared / "a").errno == errno.EACCES
+        assert (shared.parent / "precious").read_text() == "mine"
+        assert not (shared.parent / "new").exists()
+
+    def test_are_not_followed_at_the_end_of_ones_own(self, shared: Path) -> None:
+        self.link(shared / "a", "../precious", 1234)
+        (shared.parent / "own").symlink_to("shared/a")
+        assert refused(shared.parent / "own").errno == errno.EACCES
+
+    @pytest.mark.parametrize(("owner", "mode"), [(0, 0o1777), (1234, 0o777), (1234, 0o1755)])
+    def test_are_followed_where_the_kernel_follows_them(self, owner: int, mode: int, shared: Path) -> None:
+        shared.chmod(mode)
+        self.link(shared / "a", "../precious", owner)
+        write(shared / "a")
+        assert (shared.parent / "precious").read_text() == "new"
+
+    def test_the_folders_owner_may_have_links_there(self, shared: Path) -> None:
+        os.chown(shared, 1234, 1234)
+        self.link(shared / "a", "../precious", 1234)
+        write(shared / "a")
+        assert (shared.parent / "precious").read_text() == "new"
+
+    @pytest.mark.parametrize("call", ["stat", "open", "readlink"])
+    @pytest.mark.parametrize("earlier", ["", "old", None], ids=["empty", "data", "new"])
+    def test_that_come_between_two_steps_are_not_followed(
+        self, earlier: str | None, call: str, shared: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whichever call a stranger waits for, on whatever name."""
+        hits = 0
+        for number in range(20):
+            path = shared / f"a{number}"
+            if earlier is not None:
+                path.write_text(earlier)
+            count = 0
+            real = getattr(os, call)
+
+            def strike(*words: object, path: Path = path, number: int = number, **more: object) -> object:
+                nonlocal count, hits
+                try:
+                    return real(*words, **more)  # noqa: B023 - it is always the same
+                finally:
+                    count += 1
+                    if count == number + 1:
+                        hits += 1
+                        path.unlink(missing_ok=True)
+                        self.link(path, "../precious", 1234)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, call, strike)
+                with contextlib.suppress(HostError):
+                    write(path)
+            assert (shared.parent / "precious").read_text() == "mine", (call, number)
+        assert hits or call == "readlink"
 
 
 class TestInPlace:
@@ -474,8 +664,8 @@ class TestInterrupted:
     """Signals at random moments of a real ``create`` that takes a while."""
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP])
-    @pytest.mark.parametrize("existing", [False, True])
-    def test_leaves_the_target_as_it_was(self, number: signal.Signals, existing: bool, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("existing", [None, "old", ""], ids=["new", "old", "empty"])
+    def test_leaves_the_target_as_it_was(self, number: signal.Signals, existing: str | None, tmp_path: Path) -> None:
         random.seed(f"{number}{existing}")
         target = tmp_path / "disk"
         words = [sys.executable, "-m", "instar", "create", "-f", "qcow2", "-o", "preallocation=metadata"]
@@ -487,8 +677,8 @@ class TestInterrupted:
         target.unlink()
         early = 0
         for _ in range(12):
-            if existing:
-                target.write_text("old")
+            if existing is not None:
+                target.write_text(existing)
             child = subprocess.Popen(
                 [*words, str(target), "200G"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
             )
@@ -503,8 +693,10 @@ class TestInterrupted:
                 if target.exists() and target.stat().st_size == whole:
                     target.unlink()  # it came when all was done, but before the program had ended
                     continue
-                assert os.listdir(tmp_path) == (["disk"] if existing else [])
-                assert not existing or target.read_text() == "old"
+                assert os.listdir(tmp_path) == ([] if existing is None else ["disk"])
+                if existing == "" and number == signal.SIGKILL:
+                    continue  # nobody could empty it again; there was nothing to lose
+                assert existing is None or target.read_text() == existing
             else:
                 assert os.listdir(tmp_path) == ["disk"]
                 assert target.stat().st_size > 1 << 20

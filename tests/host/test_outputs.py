@@ -19,6 +19,7 @@ import pytest
 
 from instar.core.errors import HostError, OptionError
 from instar.core.plan import Companion
+from instar.host.output import Output
 from instar.host.outputs import Outputs, companion_path
 
 if TYPE_CHECKING:
@@ -52,6 +53,40 @@ def old(folder: Path, *names: str) -> dict[str, str]:
 
 
 NEW = dict.fromkeys(NAMES, "new")
+
+
+class TestEmpty:
+    """Each file is judged by itself: an empty one is written itself, others are replaced."""
+
+    def test_files_are_written_and_others_replaced(self, tmp_path: Path) -> None:
+        old(tmp_path, "two")
+        (tmp_path / "one").touch()
+        inodes = {name: (tmp_path / name).stat().st_ino for name in ("one", "two")}
+        with Outputs(str(tmp_path / "image"), COMPANIONS) as outputs:
+            write(outputs)
+            assert outputs.in_place == "it is empty"
+            outputs.commit()
+        assert state(tmp_path) == NEW
+        assert (tmp_path / "one").stat().st_ino == inodes["one"]
+        assert (tmp_path / "two").stat().st_ino != inodes["two"]
+
+    @pytest.mark.parametrize("empty", [("image",), ("one",), NAMES])
+    def test_files_are_empty_again_when_another_cannot_be_placed(
+        self, empty: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in empty:
+            (tmp_path / name).touch()
+        before = state(tmp_path)
+        with Outputs(str(tmp_path / "image"), COMPANIONS) as outputs:
+            write(outputs)
+
+            def fail(output: Output, **_: object) -> None:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+            monkeypatch.setattr(Output, "put_in_place", fail)
+            with pytest.raises(HostError, match="put the new image in place"):
+                outputs.commit()
+        assert state(tmp_path) == before
 
 
 class TestPlaced:

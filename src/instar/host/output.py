@@ -2,9 +2,10 @@
 
 Law: the target is not touched before ``begin``, and then only where it must be written in place. A new file has
 no name until it is complete (``O_TMPFILE``), so that not even SIGKILL leaves a trace; an existing one is replaced
-by rename, with its mode, owner and extended attributes kept. Only where a rename cannot work is a target written
-in place, and ``in_place`` says why. (Other hard links to a target that is replaced keep the old image.) SIGKILL just
-before that rename can leave the new image, complete, as ``.NAME.….instar``.
+by rename, with its mode, owner and extended attributes kept. Only where a rename cannot work, or there is nothing to
+lose, is a target written in place, and ``in_place`` says why. (Other hard links to a target that is replaced keep the
+old image.) SIGKILL just before that rename can leave the new image, complete, as ``.NAME.….instar``; while an empty
+target is written it can leave a part of the image.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import stat
 
 from instar.core.errors import HostError
 from instar.host import temporary
-from instar.host.files import bad_name, host_error
+from instar.host.files import bad_name, host_error, refuse_no_file
+from instar.host.mounts import mount_of
+from instar.host.target import NoFolder, find_target
 from instar.sandbox.posix import above_stdio, hold_signals, let_signals
 
 TYPE_CHECKING = False
@@ -23,8 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
+    from instar.host.target import Target
+
 _FOLDER_HINT = "create the folder first"
 _NEW_MODE = 0o644
+_PERMISSIONS = 0o777
 _READ_WRITE = os.O_RDWR | os.O_CLOEXEC
 #: What kernels and file systems without unnamed files answer.
 _NO_TMPFILE = (errno.EISDIR, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT)
@@ -41,7 +47,8 @@ class Output:
         in_place: why the target itself is written, or ``None``.
         exists: the target was there before.
         keep: nothing in the target is replaced; it can only become longer.
-        is_device, size: it is a block device, of so many bytes.
+        is_device, size: it is no regular file but a device, of so many bytes.
+        replaces: there is something in the target that will be lost.
     """
 
     __slots__ = (
@@ -49,7 +56,7 @@ class Output:
         "_base",
         "_dir",
         "_folders",
-        "_grown",
+        "_length",
         "_linked",
         "_old",
         "_old_fd",
@@ -60,10 +67,11 @@ class Output:
         "is_device",
         "keep",
         "path",
+        "replaces",
         "size",
     )
 
-    def __init__(self, path: str, folders: dict[str, int] | None = None, *, keep: bool = False) -> None:
+    def __init__(self, path: str, folders: dict[object, int] | None = None, *, keep: bool = False) -> None:
         """Judge the target and open a place to write.
 
         Raises:
@@ -78,17 +86,23 @@ class Output:
         self.exists = False
         self.size = 0
         self._dir = -1
-        self._grown = False
+        #: which length the target is given back if it does not become an image
+        self._length: int | None = None
+        self.replaces = False
         self._shared = folders is not None
-        self._folders: dict[str, int] = {} if folders is None else folders
+        self._folders: dict[object, int] = {} if folders is None else folders
         self._linked: str | None = None
         self._backup: str | None = None
         self._old: os.stat_result | None = None
         self._old_fd = -1
         try:
-            self._open_folder()
-            self._open_target()
+            target = find_target(path, self._folders)
+            self._dir, self._base = target.folder, target.base
+            self._open_target(target)
             self._open_new()
+        except NoFolder as error:
+            self.abandon()
+            raise host_error(error, path, "create it", hint=_FOLDER_HINT) from None
         except OSError as error:
             self.abandon()
             raise host_error(error, path, "open it" if keep else "create it") from None
@@ -101,58 +115,44 @@ class Output:
 
     # --- before anything is written ---------------------------------------------------------------------------------
 
-    def _open_folder(self) -> None:
-        if not self.path:
-            raise FileNotFoundError(errno.ENOENT, "")
-        # A symbolic link is followed, as qemu-img does: the file it names is made or replaced, the link stays. By the
-        # kernel first, which does not follow everybody's links in folders like /tmp (fs.protected_symlinks).
-        try:
-            os.stat(self.path)
-        except FileNotFoundError:
-            pass
-        folder, self._base = os.path.split(os.path.realpath(self.path))
-        if not self._base or self.path.endswith("/"):
-            raise IsADirectoryError(errno.EISDIR, "")
-        try:
-            if folder not in self._folders:
-                self._folders[folder] = above_stdio(os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-            self._dir = self._folders[folder]
-        except FileNotFoundError as error:
-            raise host_error(error, self.path, "create it", hint=_FOLDER_HINT) from None
-
-    def _open_target(self) -> None:
+    def _open_target(self, target: Target) -> None:
         """Open what is there already, if anything is."""
-        try:
-            # Looked at by name first, because opening some devices does something.
-            found = os.stat(self._base, dir_fd=self._dir, follow_symlinks=False)
-        except FileNotFoundError:
+        if target.found is None:
             if self.keep:
-                raise
+                raise FileNotFoundError(errno.ENOENT, "")
             return
-        _judge(found, self.path)
-        # Whoever may not write the old file may not replace it either, whatever the folder allows.
-        flags = _READ_WRITE | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-        self._old_fd = above_stdio(os.open(self._base, flags, dir_fd=self._dir))
-        # From here on only what was opened counts.
+        with target.found as found:
+            refuse_no_file(found.status, self.path, "create it")
+            # Whoever may not write the old file may not replace it either, whatever the folder allows.
+            self._old_fd = found.open(_READ_WRITE | os.O_NONBLOCK | os.O_NOCTTY)
         self._old = os.fstat(self._old_fd)
-        _judge(self._old, self.path)
         self.exists = True
+        self.is_device = not stat.S_ISREG(self._old.st_mode)
+        self.replaces = self.is_device or self._old.st_size > 0
+        if stat.S_ISCHR(self._old.st_mode):
+            self.in_place = "it is a device without contents"
+            self._use_old()
+            return
         from instar.host.locks import hold
 
         hold(self._old_fd, self.path, True, False)
-        if stat.S_ISBLK(self._old.st_mode):
+        if self.is_device:
             self.in_place = "it is a block device"
-            self.is_device = True
             self.size = os.lseek(self._old_fd, 0, os.SEEK_END)
             self._use_old()
         elif self.keep:
             self.in_place = "what is in it is kept"
             self.size = self._old.st_size
             self._use_old()
+        elif target.is_open_file:
+            self.in_place = "it is a file that is open already"
+        elif not self.replaces:
+            # Whoever made it may have it open, or know it by its inode; and a new one would save nothing.
+            self.in_place = "it is empty"
 
     def _open_new(self) -> None:
         """Open the file that will be put in place, or find out why the target must be written itself."""
-        if self.fd >= 0:
+        if self.in_place is not None:
             return
         if self._old is None:
             self._open_unnamed(_NEW_MODE)
@@ -178,7 +178,7 @@ class Output:
 
     def _why_not_replaced(self, old: os.stat_result) -> str | None:
         folder = os.fstat(self._dir)
-        if _mount_of(self._old_fd) != _mount_of(self._dir):
+        if mount_of(self._old_fd) != mount_of(self._dir):
             return "it is a mount point"
         user = os.geteuid()
         if folder.st_mode & stat.S_ISVTX and user not in (0, old.st_uid, folder.st_uid):
@@ -219,12 +219,27 @@ class Output:
 
     def begin(self) -> None:
         """Start writing: everything about the job has been checked. Empties a target that is written in place."""
-        if self.fd < 0:
-            try:
-                os.ftruncate(self._old_fd, 0)
-            except OSError as error:
-                raise host_error(error, self.path, "create it") from None
-            self._use_old()
+        if self.fd >= 0:
+            return
+        if not self.replaces:
+            if os.fstat(self._old_fd).st_size:
+                raise HostError(errno.EBUSY, self.path, "create it", "it was empty, and is being written by another")
+            self._give_back(0)
+        try:
+            os.ftruncate(self._old_fd, 0)
+        except OSError as error:
+            raise host_error(error, self.path, "create it") from None
+        self._use_old()
+
+    def _give_back(self, length: int) -> None:
+        """Have the target cut to its old length if it does not become an image, whatever ends this program."""
+        self._length = length
+        temporary.remember_length(self._old_fd if self.fd < 0 else self.fd, length)
+
+    def _keep_length(self) -> None:
+        if self._length is not None:
+            self._length = None
+            temporary.forget_length(self._old_fd if self.fd < 0 else self.fd)
 
     def _use_old(self) -> None:
         os.set_blocking(self._old_fd, True)
@@ -240,7 +255,8 @@ class Output:
             return
         if self.keep and size <= self.size:
             return
-        self._grown = self.keep
+        if self.keep and self._length is None:
+            self._give_back(self.size)
         try:
             os.ftruncate(self.fd, size)
         except OSError as error:
@@ -263,11 +279,12 @@ class Output:
             HostError: the target could not be replaced; it is as it was.
         """
         try:
-            self.settle(lasting=self.exists)
+            self.settle(lasting=self.replaces)
             # Between getting a name and being renamed, the new file could be left behind by a signal.
             held = hold_signals()
             try:
                 self.put_in_place()
+                self._keep_length()
             finally:
                 let_signals(held)
         except OSError as error:
@@ -284,9 +301,11 @@ class Output:
 
         Without that, a power cut soon after the rename could leave an empty file where a good image was.
         """
-        if self.in_place is None and self._old is not None:
+        if self._old is not None and not self.keep and not self.is_device:
             self._keep_attributes(self._old)
-        if lasting or self.in_place is not None:
+        if self._old is not None and stat.S_ISCHR(self._old.st_mode):
+            return
+        if lasting or (self.in_place is not None and self.replaces):
             os.fsync(self.fd)
         else:
             # A network's file system may refuse the data only now; after this ``abandon`` has nothing to lose.
@@ -368,7 +387,7 @@ class Output:
 
     def drop_backup(self) -> None:
         """Give up what was replaced: every file that belongs together is in its place."""
-        self._grown = False
+        self._keep_length()
         if self._backup is not None:
             try:
                 self._unlink(self._backup)
@@ -387,7 +406,16 @@ class Output:
         _again(lambda: os.unlink(name, dir_fd=self._dir))
 
     def _keep_attributes(self, old: os.stat_result) -> None:
-        os.fchmod(self.fd, stat.S_IMODE(old.st_mode))
+        # An image is no program: whose rights it would run with is not kept.
+        mode = stat.S_IMODE(old.st_mode) & _PERMISSIONS
+        if self.in_place is not None:
+            if stat.S_IMODE(old.st_mode) != mode:
+                try:
+                    os.fchmod(self.fd, mode)
+                except PermissionError:
+                    pass  # it is another's file
+            return
+        os.fchmod(self.fd, mode)
         try:
             kept, given = os.listxattr(self._old_fd), os.listxattr(self.fd)
         except OSError:
@@ -420,12 +448,12 @@ class Output:
 
     def abandon(self) -> None:
         """Leave nothing behind; harmless after ``commit`` and when done twice."""
-        if self._grown and self.fd >= 0:
+        if self._length is not None:
             try:
-                os.ftruncate(self.fd, self.size)
+                os.ftruncate(self._old_fd if self.fd < 0 else self.fd, self._length)
             except OSError:
                 pass
-            self._grown = False
+            self._keep_length()
         locked = self._old_fd if self._old_fd >= 0 else self.fd
         if self.exists and locked >= 0:
             from instar.host.locks import release
@@ -463,26 +491,3 @@ def _again(call: Callable[[], None]) -> None:
             return call()
         except InterruptedError:
             continue
-
-
-def _judge(found: os.stat_result, path: str) -> None:
-    """Refuse what cannot be made an image of."""
-    if stat.S_ISDIR(found.st_mode):
-        raise IsADirectoryError(errno.EISDIR, "")
-    if stat.S_ISLNK(found.st_mode):
-        raise OSError(errno.ELOOP, "")
-    if not (stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode)):
-        raise HostError(errno.EINVAL, path, "create it", "it is neither a regular file nor a block device")
-
-
-def _mount_of(fd: int) -> str | None:
-    """Return which mount a descriptor belongs to. A file mounted over a name is not on the mount of its folder."""
-    try:
-        info = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        _, found, rest = os.read(info, 4096).decode("ascii", "replace").partition("mnt_id:")
-    finally:
-        os.close(info)
-    return rest.split("\n", 1)[0].strip() if found else None

@@ -40,7 +40,7 @@ class Outputs:
             HostError: see ``Output``; the error's ``role`` is ``companion`` where it is about one.
         """
         self._files: list[Output] = []
-        self._folders: dict[str, int] = {}
+        self._folders: dict[object, int] = {}
         self._room: Descriptors | None = None
         try:
             if len(companions) > _FEW:
@@ -122,7 +122,7 @@ class Outputs:
         try:
             output = self.image
             # If anything is replaced, what replaces it must be on the disk; new files alone lose nobody anything.
-            lasting = any(o.exists for o in self._files)
+            lasting = any(o.replaces for o in self._files)
             for output in self._files:
                 output.settle(lasting=lasting)
         except OSError as error:

@@ -260,6 +260,7 @@ def result_object(result: CreateResult) -> dict[str, object]:
         "metadata-bytes-written": result.metadata_bytes,
         "file-size": result.file_size,
         "backing-filename": result.backing_filename,
+        "in-place": result.in_place,
         "options": dict(result.options),
     }
 
