@@ -35,11 +35,13 @@ _ENDS = sorted(first + count for _, (first, count), _ in REGIONS)
 
 FD_UP, FD_DOWN, FD_FILES = 3, 4, 5
 #: How the files from ``FD_FILES`` on are granted. All are open for reading and writing: it is the grant that counts.
-GRANTS = ("r", "w", "rw")
+GRANTS = ("r", "w", "rw", "r", "rw")
 #: Open in the monitor too, but granted to nobody.
-STRANGERS = (0, 1, 2, 8, 9)
+STRANGERS = (0, 1, 2, 10, 11)
 FILE_BYTES = 10_000
-SIZES = (5000, 3000, 9999)
+SIZES = (5000, 3000, 9999, 4000, 4000)
+#: Start and size of what is granted of a file, if that is not all.
+WINDOWS = (None, None, None, (700, 1500), (700, 1500))
 
 #: x86-64 (linux/arch/x86/entry/syscalls/syscall_64.tbl).
 NUMBERS = {
@@ -189,7 +191,8 @@ class Model:
             # No file is that long. Kernels differ in whether they say so.
             wanted = answer if answer in (0, -errno.EINVAL, -errno.EOVERFLOW) else 0
         else:
-            data = bytes(file[offset : offset + length])
+            start, size = WINDOWS[int32(fd) - FD_FILES] or (0, len(file))
+            data = bytes(file[start : start + size][offset : offset + length])
             self.store(address, data)
             wanted = len(data)
         self._equal(17, words, answer, wanted)
@@ -202,12 +205,14 @@ class Model:
             return -errno.EINVAL
         if address + length > USER_END:
             return -errno.EFAULT
-        if length and offset >= FILE_BYTES:
+        start, size = WINDOWS[int32(fd) - FD_FILES] or (0, FILE_BYTES)
+        if length and offset >= size:
             return -errno.EFBIG
-        length = min(length, max(FILE_BYTES - offset, 0))
+        length = min(length, max(size - offset, 0))
         if not self.allows(address, length, READ):
             return -errno.EFAULT
         if length:
+            offset += start
             file.extend(bytes(max(0, offset - len(file))))
             file[offset : offset + length] = self.load(address, length)
         return length

@@ -138,7 +138,10 @@ class World:
         _drain(self._up)
         _drain(rules.FD_DOWN)
         self._given: list[int] = []
-        grants = [Grant(100 + n, mode, 0) for n, mode in enumerate(rules.GRANTS)]
+        grants = [
+            Grant(100 + n, mode, 0 if window is None else window[1], offset=None if window is None else window[0])
+            for n, (mode, window) in enumerate(zip(rules.GRANTS, rules.WINDOWS, strict=True))
+        ]
         self._handler = self._calls.Calls(
             GuestMemory(self._regions), grants, heap=(rules.HEAP_START, rules.HEAP_END), file_bytes=rules.FILE_BYTES
         )

@@ -44,7 +44,10 @@ def seen(value: object) -> object:
     slots = [name for base in type(value).__mro__ for name in vars(base).get("__slots__", ())]
     if not slots and not hasattr(value, "__dict__"):
         return value
-    fields = {**getattr(value, "__dict__", {}), **{name: getattr(value, name) for name in slots if hasattr(value, name)}}
+    fields = {
+        **getattr(value, "__dict__", {}),
+        **{name: getattr(value, name) for name in slots if hasattr(value, name)},
+    }
     return type(value), seen(fields)
 
 

@@ -84,7 +84,12 @@ def word(most: int = 80) -> Check:
     """Return a check for a name of instar's own: a lower-case letter, then also digits and ``-_.``, safe anywhere."""
 
     def check(value: Wire) -> None:
-        if type(value) is not str or not 0 < len(value) <= most or value[0] not in _LOWER or not _WORD.issuperset(value):
+        if (
+            type(value) is not str
+            or not 0 < len(value) <= most
+            or value[0] not in _LOWER
+            or not _WORD.issuperset(value)
+        ):
             raise WireError("it is no name")
 
     return check

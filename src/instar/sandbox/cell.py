@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 MiB = 1 << 20
 
+#: Largest end that a window can have: that of the largest file.
+MAX_END = (1 << 63) - 1
 #: Most files that one cell is granted.
 MAX_FILES = 200
 #: What ``--isolation`` takes, the strongest first.
@@ -45,18 +47,30 @@ NAMES = ("auto", "kvm", "process", "none")
 
 
 class Grant:
-    """An open descriptor that a cell may use: ``mode`` is ``r``, ``w`` or ``rw``, ``size`` its length in bytes.
+    """An open descriptor that a cell may use.
 
-    ``name`` is for errors that are about this file. No cell learns it.
+    Attributes:
+        fd: the descriptor.
+        mode: ``r``, ``w`` or ``rw``.
+        size: length in bytes.
+        name: for errors that are about this file. No cell learns it.
+        offset: where a window begins, in bytes, ``None`` for the whole file. Of a window the cell has the ``size``
+            bytes from there and no others; it counts from the window's start.
+
+    Raises:
+        ValueError: no file has such a window.
     """
 
-    __slots__ = ("fd", "mode", "name", "size")
+    __slots__ = ("fd", "mode", "name", "offset", "size")
 
-    def __init__(self, fd: int, mode: str, size: int, name: str = "") -> None:
+    def __init__(self, fd: int, mode: str, size: int, name: str = "", *, offset: int | None = None) -> None:
+        if offset is not None and (min(offset, size) < 0 or offset + size > MAX_END):
+            raise ValueError(f"a window of {size} bytes at {offset}")
         self.fd = fd
         self.mode = mode
         self.size = size
         self.name = name
+        self.offset = offset
 
 
 class Limits:

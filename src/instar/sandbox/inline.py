@@ -44,7 +44,7 @@ class InlineCell:
                 raise _Refused from error
 
         try:
-            reply = self._guest(job, [GrantedFile(n, g.fd, g.mode, g.size) for n, g in enumerate(files)], ask)
+            reply = self._guest(job, [GrantedFile(n, g.fd, g.mode, g.size, g.offset) for n, g in enumerate(files)], ask)
         except _Refused:
             pass
         if refused:

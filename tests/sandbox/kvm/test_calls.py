@@ -49,8 +49,8 @@ _flags = st.tuples(st.just(0), st.sampled_from([0x22, 0x22, 0x22, 0x22, 0x4022, 
 _WORDS = {
     "read": (st.just((0, rules.FD_DOWN)) | _fd, _pointer, _length),
     "write": (st.just((0, rules.FD_UP)) | _fd, _pointer, _length),
-    "pread64": (st.tuples(st.just(0), st.integers(5, 7)) | _fd, _pointer, _length, _offset),
-    "pwrite64": (st.tuples(st.just(0), st.integers(5, 7)) | _fd, _pointer, _length, _offset),
+    "pread64": (st.tuples(st.just(0), st.integers(5, 9)) | _fd, _pointer, _length, _offset),
+    "pwrite64": (st.tuples(st.just(0), st.integers(5, 9)) | _fd, _pointer, _length, _offset),
     "mmap": (st.just((0, 0)) | _any, _pages, st.just((0, 3)) | _small, _flags),
     "munmap": (_place, _pages),
     "mremap": (_place, _pages, _pages, st.just((0, 1)) | _small),
@@ -108,7 +108,7 @@ def test_any_registers_change_what_the_model_says_and_nothing_else(child: Child)
 DATA, MORE, TEXT, CODE, LONE = (first * PAGE for first in (0x10, 0x13, 0x15, 0x18, 0x20))
 FIRST = (EARLIER, 0)
 MAP = ((0, 3), (0, 0x22))
-R, W, RW = ((0, rules.FD_FILES + n) for n in range(3))
+R, W, RW, IN, INTO = ((0, rules.FD_FILES + n) for n in range(5))
 
 
 def n(value: int) -> tuple[int, int]:
@@ -147,8 +147,18 @@ def pwrite(*words: tuple[int, int]) -> bytes:
             step("pread64", (GARBAGE, 5), at(DATA), n(2), n(0)), id="the upper half of a descriptor is nothing"
         ),
         pytest.param(step("pread64", (0, 6), at(DATA), n(2), n(0)), id="a file that may be written is not read"),
-        pytest.param(step("pread64", (0, 8), at(DATA), n(2), n(0)), id="a file that was not granted is not read"),
+        pytest.param(step("pread64", (0, 10), at(DATA), n(2), n(0)), id="a file that was not granted is not read"),
         pytest.param(pwrite(R, at(DATA), n(2), n(0)), id="a file that may be read is not written"),
+        pytest.param(step("pread64", IN, at(DATA), n(4000), n(9)), id="a read is cut at the end of a window"),
+        pytest.param(step("pread64", IN, at(DATA), n(1), n(1499)), id="the last byte of a window is read"),
+        pytest.param(step("pread64", IN, at(DATA), n(1), n(1500)), id="behind a window there is nothing"),
+        pytest.param(step("pread64", IN, at(DATA), n(1), n(-700)), id="before a window there is nothing"),
+        pytest.param(step("pread64", IN, at(DATA), n(9), at(1 << 63, -600)), id="an offset never wraps into a window"),
+        pytest.param(step("pread64", IN, at(TEXT, PAGE), n(9), n(1500)), id="the end of a window is no pardon"),
+        pytest.param(pwrite(INTO, at(DATA), n(4000), n(9)), id="a write is cut at the end of a window"),
+        pytest.param(pwrite(INTO, at(DATA), n(1), n(1500)), id="a write behind a window is EFBIG"),
+        pytest.param(pwrite(INTO, at(DATA), n(1), n(-1)), id="a write before a window is EINVAL"),
+        pytest.param(pwrite(IN, at(DATA), n(1), n(0)), id="a window for reading is not written"),
         pytest.param(step("read", n(rules.FD_UP), at(DATA), n(2), extra=1), id="the way up is not read"),
         pytest.param(step("write", n(rules.FD_DOWN), at(DATA), n(2)), id="the way down is not written"),
         pytest.param(

@@ -138,6 +138,8 @@ class Frames:
 class Calls:
     """Answers a guest's calls. ``files`` are granted as descriptors ``FD_FILES`` onwards, here as in the guest.
 
+    A window is a file of its own for the guest: it begins at zero there, and has an end.
+
     ``heap`` is the part of ``memory`` that is given out by ``mmap``; no write goes past ``file_bytes``.
 
     Attributes:
@@ -146,13 +148,14 @@ class Calls:
 
     __slots__ = (
         "_file_bytes", "_heap", "_heap_end", "_heap_start", "_memory", "_readable", "_waited", "_waits_since",
-        "_writable", "frames",
+        "_windows", "_writable", "frames",
     )  # fmt: skip
 
     def __init__(self, memory: GuestMemory, files: Sequence[Grant], *, heap: tuple[int, int], file_bytes: int) -> None:
         self._memory = memory
         self._readable = {FD_FILES + n for n, g in enumerate(files) if "r" in g.mode}
         self._writable = {FD_FILES + n for n, g in enumerate(files) if "w" in g.mode}
+        self._windows = {FD_FILES + n: (g.offset, g.size) for n, g in enumerate(files) if g.offset is not None}
         self._heap_start, self._heap_end = heap
         self._heap = Heap(*heap)
         self._file_bytes = file_bytes
@@ -202,7 +205,10 @@ class Calls:
             raise Forbidden
         if offset >= _INT64:
             return -_EINVAL
-        return self._transfer("pread64", _int32(fd), address, length, WRITE, offset)
+        if self._memory.pieces(address, min(length, _MOST_BYTES), WRITE) is None:
+            return -_EFAULT  # also where a window ends before
+        start, room = self._window(_int32(fd), offset)
+        return self._transfer("pread64", _int32(fd), address, min(length, room), WRITE, start + offset)
 
     def pwrite64(self, fd: int, address: int, length: int, offset: int, *_: int) -> int:
         """Write a granted file, up to the limit on its length."""
@@ -212,10 +218,16 @@ class Calls:
             return -_EINVAL
         if address + length > USER_END:
             return -_EFAULT  # before the length is cut to what there is room for
-        if length and offset >= self._file_bytes:
+        start, room = self._window(_int32(fd), offset)
+        room = min(room, max(self._file_bytes - start - offset, 0))
+        if length and not room:
             return -_EFBIG
-        room = max(self._file_bytes - offset, 0)
-        return self._transfer("pwrite64", _int32(fd), address, min(length, room), READ, offset)
+        return self._transfer("pwrite64", _int32(fd), address, min(length, room), READ, start + offset)
+
+    def _window(self, fd: int, offset: int) -> tuple[int, int]:
+        """Return where in the file a descriptor's first byte is, and how many there are from ``offset`` on."""
+        start, size = self._windows.get(fd, (0, 1 << 64))
+        return start, max(size - offset, 0)
 
     def read(self, fd: int, address: int, length: int, *_: int) -> int:
         """Read what the host sends."""

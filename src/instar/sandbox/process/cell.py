@@ -172,7 +172,7 @@ def _live(guest: Guest) -> int:
         gc.enable()
         channel = CellChannel(FD_UP, FD_DOWN)
         job, rows = unpack_job(channel.receive(b"J"))
-        granted = [GrantedFile(n, FD_FILES + n, mode, size) for n, (mode, size) in enumerate(rows)]
+        granted = [GrantedFile(n, FD_FILES + n, *row) for n, row in enumerate(rows)]
         channel.send(b"R", guest(job, granted, channel.ask))
         return 0
     except MemoryError:

@@ -52,19 +52,23 @@ _MAX_STORY = 1000
 _MOST_STORIES = 2
 
 
-def pack_job(job: bytes, files: Sequence[Grant]) -> bytes:
-    """Return what a cell is told: its job, and what its files are."""
-    return encode({"files": [[g.mode, g.size] for g in files], "job": job})
+def pack_job(job: bytes, files: Sequence[Grant], *, monitored: bool = False) -> bytes:
+    """Return what a cell is told: its job, and what its files are.
+
+    A window begins where it is in the file; behind a monitor, which adds that to each offset, it begins at zero.
+    """
+    starts = [g.offset and (0 if monitored else g.offset) for g in files]
+    return encode({"files": [[g.mode, g.size, at] for g, at in zip(files, starts, strict=True)], "job": job})
 
 
-def unpack_job(body: bytes) -> tuple[bytes, list[tuple[str, int]]]:
-    """Return the job, and mode and size of each file.
+def unpack_job(body: bytes) -> tuple[bytes, list[tuple[str, int, int | None]]]:
+    """Return the job, and mode, size and start (of a window) of each file.
 
     Raises:
         WireError: it is none.
     """
     value = decode(body)
-    return take(value, "job", bytes), [(mode, size) for mode, size in take(value, "files", list)]
+    return take(value, "job", bytes), [(mode, size, start) for mode, size, start in take(value, "files", list)]
 
 
 class ServerGone(SandboxError):
@@ -202,7 +206,12 @@ def converse(
     """
     try:
         return _converse(
-            _HostChannel(running, limits), running, pack_job(job, files), limits, serve, monitored=monitored
+            _HostChannel(running, limits),
+            running,
+            pack_job(job, files, monitored=monitored),
+            limits,
+            serve,
+            monitored=monitored,
         )
     except WireError as error:
         raise SandboxError("protocol", f"the cell's request cannot be read: {error}") from None

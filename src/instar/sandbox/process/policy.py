@@ -5,6 +5,14 @@ Law: what is not in this table kills the cell. Calls on files are tied to the gr
 
 from __future__ import annotations
 
+from instar.sandbox.process.bounds import windows_section
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from instar.sandbox.process.bounds import Window
+
 #: Descriptor numbers inside a cell: frames to the host, frames from the host, then file 0, 1, 2 …
 FD_UP = 3
 FD_DOWN = 4
@@ -72,6 +80,7 @@ _AND = 0x54
 _JEQ = 0x15
 _JGE = 0x35
 _JSET = 0x45
+_JA = 0x05
 _RET = 0x06
 _ALLOW = 0x7FFF0000
 _KILL_PROCESS = 0x80000000
@@ -119,20 +128,37 @@ def _memory() -> list[Row]:
     ]
 
 
+def _files(numbers: list[int], windows: Mapping[int, Window]) -> list[Row]:
+    """Allow if argument 0 is one of at most 200 files, else kill; what has a window is judged in a part of its own.
+
+    The jump to that part is the last line, for ``build_filter`` to fill in.
+    """
+    code = [(_LD_ABS, 0, 0, _argument_low(0))]
+    left = len(numbers)
+    for number in numbers:
+        left -= 1
+        code.append((_JEQ, left + (2 if number in windows else 1), 0, number))
+    return [*code, (_RET, 0, 0, _KILL_PROCESS), (_RET, 0, 0, _ALLOW), (_JA, 0, 0, 0)]
+
+
 def build_filter(
     machine: str,
     *,
     readable: list[int],
     writable: list[int],
+    windows: Mapping[int, Window] | None = None,
     rules: tuple[Rule, ...] = RULES,
     processor: tuple[int, list[int]] = (-1, []),
 ) -> list[Row]:
     """Return the seccomp program as ``(code, jump_true, jump_false, k)`` rows.
 
-    ``readable`` and ``writable`` are descriptor numbers inside the cell, at most 200 each. ``processor`` is the
-    descriptor of a virtual machine's processor and what may be asked of it.
+    ``readable`` and ``writable`` are descriptor numbers inside the cell, at most 200 each; of those in ``windows``
+    only the bytes from a start to an end can be had. ``processor`` is the descriptor of a virtual machine's processor
+    and what may be asked of it.
     """
     descriptors = {"up": [FD_UP], "down": [FD_DOWN], "readable": readable, "writable": writable}
+    windows = windows or {}
+    far: list[int] = []
     program = [
         (_LD_ABS, 0, 0, _OFFSET_ARCH),
         (_JEQ, 1, 0, AUDIT_ARCH[machine]),
@@ -156,9 +182,16 @@ def build_filter(
             fd, requests = processor
             block = [(_LD_ABS, 0, 0, _argument_low(0)), (_JEQ, 1, 0, fd & 0xFFFFFFFF), (_RET, 0, 0, _KILL_PROCESS)]
             block += _one_of(1, requests)
+        elif windows and rule.argument in ("readable", "writable"):
+            block = _files(descriptors[rule.argument], windows)
+            far.append(len(program) + len(block))
         else:
             block = _one_of(0, descriptors[rule.argument])
         program.append((_JEQ, 0, len(block), rule.numbers[machine]))
         program += block
     program.append((_RET, 0, 0, _KILL_PROCESS))
+    if windows:
+        for place in far:
+            program[place] = (_JA, 0, 0, len(program) - place - 1)
+        program += windows_section(windows)
     return program

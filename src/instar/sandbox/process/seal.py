@@ -236,11 +236,13 @@ def seal(
     landlock()
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
     numbers = [(FD_FILES + n, g.mode) for n, g in enumerate(files)]
+    windows = {FD_FILES + n: (g.offset, g.offset + g.size) for n, g in enumerate(files) if g.offset is not None}
     seccomp(
         build_filter(
             machine(),
             readable=[n for n, mode in numbers if "r" in mode],
             writable=[n for n, mode in numbers if "w" in mode],
+            windows=windows,
             rules=rules,
             processor=processor,
         )

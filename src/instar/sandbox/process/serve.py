@@ -84,7 +84,7 @@ def read_order(message: bytes, fds: list[int]) -> tuple[Order, int, int | None]:
         raise WireError("descriptors are missing")
     up, down, status, *rest = fds
     kvm = rest.pop() if others == 4 else None
-    files = [Grant(fd, mode, size) for fd, (mode, size) in zip(rest, rows, strict=True)]
+    files = [Grant(fd, mode, size, offset=at) for fd, (mode, size, at) in zip(rest, rows, strict=True)]
     return Order(up, down, files, limits), status, kvm
 
 

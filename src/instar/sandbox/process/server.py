@@ -102,7 +102,7 @@ def start_cell(
     import socket
 
     order: dict[str, Wire] = {
-        "files": [[g.mode, g.size] for g in files],
+        "files": [[g.mode, g.size, g.offset] for g in files],
         "memory": limits.memory,
         "cpu_seconds": limits.cpu_seconds,
         "wall_milliseconds": int(limits.wall_seconds * 1000),
