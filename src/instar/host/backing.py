@@ -1,6 +1,6 @@
 """The backing file of a new image: judge its name, open it read-only, learn its size in a cell.
 
-Law: only its own metadata is read; the chain behind it is not followed, and no file that it names is opened.
+Law: only its own metadata is read, and no file that it names is opened, unless a target is there (see ``chain``).
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ import os
 from instar.core.errors import HostError, ImageError, OptionError, printable
 from instar.core.plan import Backing
 from instar.formats import find
+from instar.host.chain import Behind
 from instar.host.describe import describe
 from instar.host.files import open_image
+from instar.host.gate import Gate
 from instar.host.locks import hold
 from instar.host.names import combine, protocol_of, source_of, strip_file_protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from instar.host.output import Output
+    from instar.host.outputs import Outputs
     from instar.host.request import Request
     from instar.sandbox.cell import Isolation
 
@@ -85,6 +88,7 @@ def look_at_backing(request: Request, open_it: bool, isolation: Isolation, gener
         except ImageError as error:
             error.role = "backing"
             raise
+    request.behind = Behind(Gate(image), full, facts.references, isolation, generation)
     if format is None:
         raise OptionError(
             "backing-format-missing",
@@ -140,7 +144,7 @@ def _same_file(request: Request) -> OptionError:
     )
 
 
-def refuse_same_file(request: Request, output: Output) -> None:
+def _refuse_same_file(request: Request, output: Output) -> None:
     """Compare the target's identity again, on what is about to be replaced; report a parent that is in use."""
     if request.backing is None or protocol_of(request.backing.name) not in (None, "file"):
         return
@@ -149,3 +153,11 @@ def refuse_same_file(request: Request, output: Output) -> None:
         raise _same_file(request)
     if request.parent_in_use is not None:
         raise request.parent_in_use
+
+
+def refuse_loss(request: Request, outputs: Outputs) -> None:
+    """Refuse to replace the backing file, or anything that it stands on; report a parent that is in use."""
+    for output in outputs:
+        _refuse_same_file(request, output)
+    if request.behind is not None:
+        request.behind.refuse_loss(outputs)

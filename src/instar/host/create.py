@@ -156,10 +156,9 @@ def carry_out(prepared: Prepared, isolation: Isolation, progress: Progress | Non
     request = prepared.request
     with Outputs(strip_file_protocol(request.path), prepared.companions) as outputs:
         if request.backing is not None:
-            from instar.host.backing import refuse_same_file
+            from instar.host.backing import refuse_loss
 
-            for output in outputs:
-                refuse_same_file(request, output)
+            refuse_loss(request, outputs)
         outputs.begin()
         if request.row.name == "raw":
             result = make_raw(request, outputs, prepared.options, progress)

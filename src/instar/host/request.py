@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from instar.core.options import Value
     from instar.core.plan import Backing, Companion
     from instar.formats import Format
+    from instar.host.chain import Behind
 
 _MiB = 1 << 20
 
@@ -60,11 +61,11 @@ class Request:
         path: the target as typed.
         row: the format. ``rows``: its options and the file's.
         settings: what was given, backing file included. ``size``: bytes asked for.
-        backing: what is known of the backing file, ``None`` without one.
+        backing: what is known of the backing file, ``None`` without one. behind: what that names, if it was opened.
         parent_in_use: why its content ID cannot be relied on; qemu-img finds that out when it writes the image.
     """
 
-    __slots__ = ("backing", "parent_in_use", "path", "row", "rows", "settings", "size")
+    __slots__ = ("backing", "behind", "parent_in_use", "path", "row", "rows", "settings", "size")
 
     def __init__(self, path: str, row: Format, rows: tuple[Option, ...], settings: Settings) -> None:
         self.path = path
@@ -73,6 +74,7 @@ class Request:
         self.settings = settings
         self.size = 0
         self.backing: Backing | None = None
+        self.behind: Behind | None = None
         self.parent_in_use: HostError | None = None
 
 
