@@ -22,7 +22,7 @@ from instar.sandbox.cell import Grant, Isolation, Limits
 from instar.sandbox.kvm.cell import KvmCell
 from instar.sandbox.process import server
 from instar.sandbox.process.cell import ProcessCell
-from instar.sandbox.process.channel import converse
+from instar.sandbox.process.channel import ServerGone, converse
 from tests.sandbox.cells import children, has_children, is_alive, libc, living, open_fds, wait_until
 
 HERE, KIND = sys.argv[1:]
@@ -44,7 +44,13 @@ def size_of(path):
 def start(files=(), limits=None, device="/dev/kvm"):
     kvm = os.open(device, os.O_RDWR | os.O_CLOEXEC) if KIND == "kvm" else None
     try:
-        return server.start_cell(list(files), limits or Limits(), kvm)
+        order = server.order_of(list(files), limits or Limits(), kvm)
+        for _ in range(3):
+            try:
+                server.get_ready()
+                return server.start_cell(order, list(files), kvm)
+            except ServerGone:
+                continue
     finally:
         if kvm is not None:
             os.close(kvm)

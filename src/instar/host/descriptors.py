@@ -1,6 +1,7 @@
 """Room for the many files of one image: the soft limit of open files is raised for as long as they are open.
 
-Law: only as far as the hard limit, which is the administrator's, and back again afterwards.
+Law: only as far as the hard limit, which is the administrator's, and back again when the last who needed it, in any
+thread, has let go.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ import resource
 #: Descriptors that a program and a cell may need besides those of the files.
 OTHERS = 64
 
+#: Who has raised the limit, and what it was before the first of them did.
+_users: set[Descriptors] = set()
+_before: list[tuple[int, int]] = []
+
 
 class Descriptors:
     """Room for ``count`` descriptors more, until ``give_back``.
@@ -20,16 +25,16 @@ class Descriptors:
         hard: the hard limit; where it is lower than what is needed, the soft limit is as high as it may be.
     """
 
-    __slots__ = ("_before", "hard", "needed")
+    __slots__ = ("hard", "needed")
 
     def __init__(self, count: int) -> None:
-        self._before: tuple[int, int] | None = None
         soft, self.hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.needed = count + OTHERS + len(os.listdir("/proc/self/fd"))
+        _users.add(self)
         limit = self.needed if self.enough else self.hard
         if soft != resource.RLIM_INFINITY and soft < limit:
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, self.hard))
-            self._before = soft, self.hard
+            _before.append((soft, self.hard))
 
     @property
     def enough(self) -> bool:
@@ -37,7 +42,8 @@ class Descriptors:
         return self.hard == resource.RLIM_INFINITY or self.hard >= self.needed
 
     def give_back(self) -> None:
-        """Set the limit as it was; harmless when done twice."""
-        if self._before is not None:
-            resource.setrlimit(resource.RLIMIT_NOFILE, self._before)
-            self._before = None
+        """Set the limit as it was, unless others still need it; harmless when done twice."""
+        _users.discard(self)
+        if not _users and _before:
+            resource.setrlimit(resource.RLIMIT_NOFILE, _before[0])
+            _before.clear()

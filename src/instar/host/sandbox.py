@@ -7,6 +7,7 @@ fresh one of the same interpreter.
 from __future__ import annotations
 
 import os
+import posix
 import stat
 import sys
 
@@ -207,7 +208,7 @@ def _output_of(code: str) -> bytes:
         os.close(read)
         if pid:
             try:
-                os.waitpid(pid, 0)
+                posix.waitpid(pid, 0)
             except ChildProcessError:
                 pass  # the caller's program reaps children behind our back
 

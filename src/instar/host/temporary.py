@@ -71,7 +71,7 @@ def _catch_signals() -> None:
             try:
                 _signal.signal(number, _on_signal)
             except ValueError:
-                return  # Python runs handlers in the main thread only, and only there they can be set
+                return  # they can be set in the main thread of the main interpreter only
             _handled.append(number)
 
 

@@ -203,6 +203,17 @@ class _Strongest:
 
 def find(kind: str) -> tuple[Callable[..., Cell], str | None]:
     """Return what makes cells of a kind, and why it cannot be had here."""
+    try:
+        return _load(kind)
+    except ImportError as error:  # a module in C that an isolated subinterpreter may not have
+        return _never, f"this interpreter cannot: {error}"
+
+
+def _never(**_: object) -> Cell:
+    raise SandboxError("unavailable", "this interpreter cannot")
+
+
+def _load(kind: str) -> tuple[Callable[..., Cell], str | None]:
     if kind == "kvm":
         from instar.sandbox.kvm.cell import KvmCell, why_unavailable
 

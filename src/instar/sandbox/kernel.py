@@ -20,6 +20,7 @@ NUMBERS = {
         "unshare": 272,
         "mmap": 9,
         "munmap": 11,
+        "ppoll": 271,
         # The rest is for the monitor of a kvm cell, which there is on this machine only.
         "read": 0,
         "write": 1,
@@ -29,7 +30,15 @@ NUMBERS = {
         "arch_prctl": 158,
         "process_vm_writev": 311,
     },
-    "aarch64": {"prctl": 167, "capset": 91, "unshare": 97, "mmap": 222, "munmap": 215, "process_vm_writev": 271},
+    "aarch64": {
+        "prctl": 167,
+        "capset": 91,
+        "unshare": 97,
+        "mmap": 222,
+        "munmap": 215,
+        "ppoll": 73,
+        "process_vm_writev": 271,
+    },
 }
 #: These are the same on every architecture.
 _COMMON = {"close_range": 436, "landlock_create_ruleset": 444, "landlock_restrict_self": 446}

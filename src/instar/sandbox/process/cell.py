@@ -5,10 +5,11 @@ Law: no guest code runs before the child is sealed, and no child outlives its ho
 
 from __future__ import annotations
 
-import _tracemalloc
 import gc
 import os
+import posix
 import sys
+import time
 
 from instar.core.errors import SandboxError
 from instar.guest.main import heavy_part, main, preload
@@ -27,6 +28,11 @@ from instar.sandbox.process.channel import (
 from instar.sandbox.process.policy import FD_DOWN, FD_FILES, FD_UP, RULES
 from instar.sandbox.process.seal import arrange_descriptors, seal, why_unavailable
 
+try:
+    import _tracemalloc
+except ImportError:  # an isolated subinterpreter has none, and forks nothing
+    _tracemalloc = None  # type: ignore[assignment]
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,6 +45,10 @@ if TYPE_CHECKING:
 __all__ = ["ProcessCell", "become_cell", "why_unavailable"]
 
 _SIGKILL = 9
+#: How often a cell is ordered when each fork server that takes the order dies of something.
+_TRIES = 3
+#: How long the fork server may take to take an order.
+_MOST_SECONDS_TO_ORDER = 60
 #: How many tools sys.monitoring knows.
 _MONITORING_TOOLS = 6
 #: What a guest may need of the interpreter's depth, beside what the program that was forked has used up.
@@ -64,10 +74,10 @@ class Child:
             try:
                 # While it is not reaped its number is nobody else's, so the signal cannot hit a stranger. A cell that
                 # is about to die by itself keeps the status of its own death.
-                pid, status = os.waitpid(self._pid, os.WNOHANG)
+                pid, status = posix.waitpid(self._pid, os.WNOHANG)
                 if not pid:
                     os.kill(self._pid, _SIGKILL)
-                    status = os.waitpid(self._pid, 0)[1]
+                    status = posix.waitpid(self._pid, 0)[1]
                 self.status = status
             except (ProcessLookupError, ChildProcessError):
                 pass  # the caller's program reaps children behind our back
@@ -200,41 +210,53 @@ class ProcessCell:
         """See ``Cell.run``."""
         if len(files) > MAX_FILES:
             raise SandboxError("limit", f"{len(files)} files are too many for one cell, the limit is {MAX_FILES}")
-        if self._direct:
-            if self._guest is main:
-                preload(job)
-        else:
-            from instar.sandbox.process.server import ensure_server
-
-            ensure_server()
+        if self._direct and self._guest is main:
+            preload(job)
         return self._run(job, files, limits, serve, None)
 
     def _run(self, job: bytes, files: Sequence[Grant], limits: Limits, serve: Serve, kvm: int | None) -> bytes:
-        try:
-            return self._once(job, files, limits, serve, kvm)
-        except ServerGone:
-            # While a server dies its socket still takes orders, which nobody reads. The next order starts another.
-            return self._once(job, files, limits, serve, kvm)
+        for _ in range(_TRIES - 1):
+            try:
+                return self._once(job, files, limits, serve, kvm)
+            except ServerGone:
+                # While a server dies its socket still takes orders, which nobody reads. The next order starts another.
+                continue
+        return self._once(job, files, limits, serve, kvm)
 
     def _once(self, job: bytes, files: Sequence[Grant], limits: Limits, serve: Serve, kvm: int | None) -> bytes:
-        # Between the birth of a cell and the ``try`` no interrupt may come, or nobody would end it.
-        held = hold_signals()
-        try:
-            running = self._fork(files, limits, kvm) if self._direct else self._order(job, files, limits, kvm)
-        except BaseException:
-            let_signals(held)
-            raise
-        try:
-            let_signals(held)
-            return converse(running, job, limits, serve, files, monitored=kvm is not None)
-        except BaseException:
-            running.end()  # ``converse`` has ended it, unless an interrupt came before it began
-            raise
+        start = self._starter(job, files, limits, kvm)
+        deadline = time.monotonic() + _MOST_SECONDS_TO_ORDER
+        while True:
+            if not self._direct:
+                from instar.sandbox.process.server import get_ready
 
-    def _order(self, job: bytes, files: Sequence[Grant], limits: Limits, kvm: int | None) -> Running:
-        from instar.sandbox.process.server import start_cell
+                get_ready(deadline - time.monotonic())
+            # Between the birth of a cell and the ``try`` no interrupt may come, or nobody would end it.
+            held = hold_signals()
+            try:
+                running = start()
+            except BaseException:
+                let_signals(held)
+                raise
+            try:
+                let_signals(held)
+                if running is not None:
+                    return converse(running, job, limits, serve, files, monitored=kvm is not None)
+            except BaseException:
+                if running is not None:
+                    running.end()  # ``converse`` has ended it, unless an interrupt came before it began
+                raise
 
-        return start_cell(files, limits, kvm, preload=heavy_part(job))
+    def _starter(
+        self, job: bytes, files: Sequence[Grant], limits: Limits, kvm: int | None
+    ) -> Callable[[], Running | None]:
+        """Return what starts the cell without waiting for anything; it gives ``None`` where it would have to."""
+        if self._direct:
+            return lambda: self._fork(files, limits, kvm)
+        from instar.sandbox.process.server import order_of, start_cell
+
+        order = order_of(files, limits, kvm, preload=heavy_part(job))
+        return lambda: start_cell(order, files, kvm)
 
     def _fork(self, files: Sequence[Grant], limits: Limits, kvm: int | None) -> Child:
         fds: list[int] = []
@@ -244,7 +266,7 @@ class ProcessCell:
             up_read, up_write, down_read, down_write = fds
             os.set_blocking(down_write, False)
             host = os.getpid()
-            pid = os.fork()
+            pid = posix.fork()
             if pid == 0:
                 try:
                     order = Order(up_write, down_read, files, limits)
@@ -253,10 +275,11 @@ class ProcessCell:
                     )
                 finally:
                     os._exit(CODE_FAULT)  # too deep for a call, or out of memory: no second copy of the caller goes on
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # a subinterpreter may not fork
             for fd in fds:
                 os.close(fd)
-            raise SandboxError("unavailable", f"a process cannot be started: {error.strerror}") from None
+            reason = getattr(error, "strerror", None) or error
+            raise SandboxError("unavailable", f"a process cannot be started: {reason}") from None
         os.close(up_write)
         # The cell's end of ``down`` stays open here too: writing to a dead cell is then no SIGPIPE.
         return Child(pid, up_read, down_write, down_read)

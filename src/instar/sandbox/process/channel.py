@@ -8,12 +8,13 @@ Tags: ``S`` the cell is sealed, or ``X`` why it could not be; then ``J`` the job
 from __future__ import annotations
 
 import os
-import select
+import posix
 import struct
 import time
 
 from instar.core.errors import SandboxError, printable
 from instar.core.wire import WireError, decode, encode, take
+from instar.sandbox.process.waiting import READ, WRITE, wait_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class CellChannel:
     def _read(self, size: int) -> bytes:
         pieces = []
         while size:
-            piece = os.read(self._down, min(size, _CHUNK))
+            piece = posix.read(self._down, min(size, _CHUNK))
             if not piece:
                 os._exit(CODE_HOST_GONE)
             pieces.append(piece)
@@ -107,7 +108,7 @@ class CellChannel:
         for piece in (head + body,) if len(body) < _CHUNK else (head, body):
             view = memoryview(piece)
             while view:
-                view = view[os.write(self._up, view) :]
+                view = view[posix.write(self._up, view) :]
 
     def tell_story(self, text: str) -> None:
         """Say how the guest died; there is nothing more to come."""
@@ -132,23 +133,21 @@ class _HostChannel:
 
     def _wait(self, fd: int, events: int) -> bool:
         """Wait until ``fd`` is ready; tell whether it is (and not just the cell gone)."""
-        poll = select.poll()
-        poll.register(fd, events)
-        poll.register(self._running.up, events if fd == self._running.up else 0)
-        # Look once even when the time is over: the host may have been stopped, and the answer be there.
-        ready = poll.poll(max(0.0, self._deadline - time.monotonic()) * 1000)
+        up = self._running.up
+        # It looks once even when the time is over: the host may have been stopped, and the answer be there.
+        ready = wait_for([(fd, events)] if fd == up else [(fd, events), (up, 0)], self._deadline - time.monotonic())
         if not ready:
             raise SandboxError("limit", no_answer_within(self._limits))
-        return any(which == fd for which, _ in ready)
+        return fd in ready
 
     def send(self, tag: bytes, body: bytes) -> None:
         """Send one frame; nothing comes of it if the cell is gone, which reading will tell."""
         view = memoryview(_HEAD.pack(len(body), tag) + body)
         while view:
-            if not self._wait(self._running.down, select.POLLOUT):
+            if not self._wait(self._running.down, WRITE):
                 return
             try:
-                view = view[os.write(self._running.down, view[:_CHUNK]) :]
+                view = view[posix.write(self._running.down, view[:_CHUNK]) :]
             except BlockingIOError:
                 continue
             except BrokenPipeError:
@@ -169,8 +168,8 @@ class _HostChannel:
 
     def _take(self, size: int) -> bytes | None:
         while len(self._buffer) < size:
-            self._wait(self._running.up, select.POLLIN)
-            piece = os.read(self._running.up, _CHUNK)
+            self._wait(self._running.up, READ)
+            piece = posix.read(self._running.up, _CHUNK)
             if not piece:
                 return None
             self._buffer += piece

@@ -7,20 +7,23 @@ share it. A caller that goes away takes its cells with it, and the last one the 
 
 from __future__ import annotations
 
+import _socket
 import _thread
 import fcntl
 import os
-import select
+import posix
+import struct
 import sys
 import weakref
 
 from instar.core.errors import SandboxError, printable
 from instar.core.wire import encode
 from instar.sandbox.posix import above_stdio, hold_signals, let_signals, safe_pipe
+from instar.sandbox.process.channel import ServerGone
+from instar.sandbox.process.waiting import READ, WRITE, wait_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Sequence
 
     from instar.core.wire import Wire
@@ -35,10 +38,12 @@ _START_SECONDS = 30
 _END_SECONDS = 10
 #: Away from every number that the file actions of ``posix_spawn`` give out.
 _AWAY = 10
+_SIGKILL = 9
 _SIGNALS_TO_DEFAULT = (13, 17)  # SIGPIPE, SIGCHLD
 
+#: Held while a server is started, and by nobody who could switch to another thread of this program meanwhile.
 _lock = _thread.allocate_lock()
-_control: socket.socket | None = None
+_control: _Control | None = None
 #: Cells that run for this process; a forked child must let go of them.
 _running: weakref.WeakSet[Served] = weakref.WeakSet()
 
@@ -52,11 +57,11 @@ class Served:
 
     __slots__ = ("__weakref__", "_fds", "_socket", "down", "status", "up")
 
-    def __init__(self, up: int, down: int, status: socket.socket, *others: int) -> None:
+    def __init__(self, up: int, down: int, status: _socket.socket, *others: int) -> None:
         self.up = up
         self.down = down
         self._fds = [up, down, *others]
-        self._socket: socket.socket | None = status
+        self._socket: _socket.socket | None = status
         self.status: int | None = None
         _running.add(self)
 
@@ -67,9 +72,7 @@ class Served:
                 self._socket.shutdown(1)  # SHUT_WR: reaches the server although a forked process may hold a copy
             except OSError:
                 pass  # the server is gone, and its cells with it
-            poll = select.poll()
-            poll.register(self._socket.fileno(), select.POLLIN)
-            if poll.poll(_END_SECONDS * 1000):
+            if wait_for([(self._socket.fileno(), READ)], _END_SECONDS):
                 try:
                     data = self._socket.recv(4)
                 except OSError:
@@ -89,18 +92,40 @@ class Served:
         _running.discard(self)
 
 
-def start_cell(
-    files: Sequence[Grant], limits: Limits, kvm: int | None = None, *, preload: bytes | None = None
-) -> Served:
-    """Order one cell; with ``kvm``, a descriptor of the device, one in a virtual machine.
+class _Control:
+    """The socket that reaches a server. It is closed when the last who uses it has let go, so under nobody's hands."""
+
+    __slots__ = ("_socket",)
+
+    def __init__(self, socket: _socket.socket) -> None:
+        self._socket = socket
+
+    def send(self, message: bytes, fds: Sequence[int]) -> bool:
+        """Send one message; tell whether it went, or the server has more than it can take now.
+
+        Raises:
+            OSError: it cannot be sent; ``ConnectionError`` if the server has died.
+        """
+        rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"={len(fds)}i", *fds))
+        try:
+            self._socket.sendmsg([message], [rights], _socket.MSG_NOSIGNAL | _socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        return True
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until the server can take a message; tell whether it can."""
+        return bool(wait_for([(self._socket.fileno(), WRITE)], seconds))
+
+    def __del__(self) -> None:
+        self._socket.close()
+
+
+def order_of(files: Sequence[Grant], limits: Limits, kvm: int | None = None, *, preload: bytes | None = None) -> bytes:
+    """Return the order of one cell; with ``kvm``, a descriptor of the device, one in a virtual machine.
 
     ``preload`` is what ``guest.main.heavy_part`` says of its job; libraries are looked for where this program has them.
-
-    Raises:
-        SandboxError: ``unavailable``.
     """
-    import socket
-
     order: dict[str, Wire] = {
         "files": [[g.mode, g.size, g.offset] for g in files],
         "memory": limits.memory,
@@ -112,75 +137,84 @@ def start_cell(
     if preload is not None:
         folders: list[Wire] = [os.path.abspath(path) for path in sys.path if path and os.path.isdir(path)]
         order.update(preload=preload, paths=folders)
+    return encode(order)
+
+
+def start_cell(order: bytes, files: Sequence[Grant], kvm: int | None = None) -> Served | None:
+    """Order one cell of a server that ``get_ready`` has found; ``None`` if that would be to wait. Never waits.
+
+    Raises:
+        ServerGone: the server has died since.
+        SandboxError: ``unavailable``.
+    """
+    global _control
+    control = _control
+    if control is None:
+        return None
     fds: list[int] = []
-    theirs = None
+    ours = theirs = served = None
     try:
         fds += safe_pipe()
         fds += safe_pipe()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         up_read, up_write, down_read, down_write = fds
         os.set_blocking(down_write, False)
         others = () if kvm is None else (kvm,)
-        _send(encode(order), [up_write, down_read, theirs.fileno(), *(g.fd for g in files), *others])
-    except (OSError, SandboxError) as error:
+        if control.send(order, [up_write, down_read, theirs.fileno(), *(g.fd for g in files), *others]):
+            # The cell's end of ``down`` stays open here too: writing to a dead cell is then no SIGPIPE.
+            fds = [up_write]
+            served = Served(up_read, down_write, ours, down_read)
+    except ConnectionError as error:
+        if _control is control:
+            _control = None
+        raise ServerGone("unavailable", _unreachable(error)) from None
+    except OSError as error:
+        raise SandboxError("unavailable", _unreachable(error)) from None
+    finally:
         for fd in fds:
             os.close(fd)
-        if isinstance(error, SandboxError):
-            raise
-        reason = error.strerror or str(error)
-        raise SandboxError("unavailable", f"the fork server cannot be reached: {reason}") from None
-    finally:
-        if theirs is not None:
-            theirs.close()
-    os.close(up_write)
-    # The cell's end of ``down`` stays open here too: writing to a dead cell is then no SIGPIPE.
-    return Served(up_read, down_write, ours, down_read)
+        for end in (theirs, ours if served is None else None):
+            if end is not None:
+                end.close()
+    return served
 
 
-def _send(message: bytes, fds: list[int]) -> None:
-    """Send one message; a server that has died is replaced once."""
-    import socket
-
-    global _control
-    # One at a time, so that nobody closes the socket under another's hands; a message takes microseconds.
-    with _lock:
-        for attempt in (0, 1):
-            control = _running_server()
-            try:
-                socket.send_fds(control, [message], fds, socket.MSG_NOSIGNAL)
-                return
-            except ConnectionError:
-                control.close()
-                _control = None
-                if attempt:
-                    raise
+def _unreachable(error: OSError) -> str:
+    return f"the fork server cannot be reached: {error.strerror or error}"
 
 
-def ensure_server() -> None:
-    """Start the server if there is none, without which the first cell would have to wait for it.
+def get_ready(seconds: float = _START_SECONDS) -> None:
+    """Start the server if there is none, and wait, ``seconds`` at most, until it can take an order.
 
     Raises:
         SandboxError: ``unavailable``.
     """
-    with _lock:
-        _running_server()
+    if not ensure_server().wait(seconds) or seconds <= 0:
+        raise SandboxError("unavailable", "the fork server takes no orders")
 
 
-def _running_server() -> socket.socket:
-    """Return the socket that reaches the server. The caller holds the lock."""
+def ensure_server() -> _Control:
+    """Return what reaches the server, which is started if there is none.
+
+    Raises:
+        SandboxError: ``unavailable``.
+    """
     global _control
-    if _control is None:
-        try:
-            _control = _start_server()
-        except OSError as error:
-            raise SandboxError("unavailable", f"the fork server cannot be started: {error.strerror or error}") from None
-    return _control
+    control = _control
+    if control is not None:
+        return control
+    with _lock:
+        if _control is None:
+            try:
+                _control = _Control(_start_server())
+            except OSError as error:
+                said = f"the fork server cannot be started: {error.strerror or error}"
+                raise SandboxError("unavailable", said) from None
+        return _control
 
 
-def _start_server() -> socket.socket:
+def _start_server() -> _socket.socket:
     """Start the server, detached from this process, and wait until it is ready."""
-    import socket
-
     if getattr(sys, "frozen", False) or not sys.executable:
         raise SandboxError(
             "unavailable",
@@ -193,55 +227,70 @@ def _start_server() -> socket.socket:
     # Nothing of the caller's environment, save what its interpreter may need to find its own libraries.
     environment = {"LC_ALL": "C.UTF-8"}
     environment.update({k: os.environ[k] for k in ("LD_LIBRARY_PATH",) if k in os.environ})
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    started: list[int] = []
     try:
-        with theirs:
-            _spawn(argv, environment, theirs.fileno())
+        try:
+            _spawn(argv, environment, theirs.fileno(), started)
+        finally:
+            theirs.close()
         ours.settimeout(_START_SECONDS)
         word = ours.recv(MESSAGE_BYTES)
         if word != READY:
             said = printable(word, 300) or "it ended at once"
             raise SandboxError("unavailable", f"the fork server did not start: {said}")
         ours.settimeout(None)
-    except BaseException:
+        return _socket.socket(fileno=above_stdio(ours.detach()))
+    except TimeoutError:
+        said = f"the fork server did not start within {_START_SECONDS} s"
+        raise SandboxError("unavailable", said) from None
+    finally:
         ours.close()
-        raise
-    fd = ours.detach()
-    return socket.socket(fileno=above_stdio(fd))
+        for pid in started:
+            _reap(pid)
 
 
-def _spawn(argv: list[str], environment: dict[str, str], control: int) -> None:
+def _spawn(argv: list[str], environment: dict[str, str], control: int, started: list[int]) -> None:
+    """Start a process, and note its number in ``started`` before any interrupt can come."""
     fds: list[int] = []
-    # An interrupt between the birth and the ``waitpid`` would leave a zombie.
     held = hold_signals()
     try:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         fds.append(null)
         fds += [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _AWAY) for fd in (null, control)]
-        pid = os.posix_spawn(
-            argv[0],
-            argv,
-            environment,
-            file_actions=[
-                *((os.POSIX_SPAWN_DUP2, fds[1], number) for number in range(3)),
-                (os.POSIX_SPAWN_DUP2, fds[2], FD_CONTROL),
-            ],
-            setsigmask=(),
-            setsigdef=_SIGNALS_TO_DEFAULT,
+        started.append(
+            posix.posix_spawn(
+                argv[0],
+                argv,
+                environment,
+                file_actions=[
+                    *((os.POSIX_SPAWN_DUP2, fds[1], number) for number in range(3)),
+                    (os.POSIX_SPAWN_DUP2, fds[2], FD_CONTROL),
+                ],
+                setsigmask=(),
+                setsigdef=_SIGNALS_TO_DEFAULT,
+            )
         )
-        try:
-            os.waitpid(pid, 0)  # it hands over to a detached process and ends at once
-        except ChildProcessError:
-            pass  # the caller's program reaps children behind our back
     finally:
         for fd in fds:
             os.close(fd)
         let_signals(held)
 
 
+def _reap(pid: int) -> None:
+    """Reap the process that was started. It has handed over to a detached one, unless the start failed."""
+    try:
+        if not posix.waitpid(pid, os.WNOHANG)[0]:
+            os.kill(pid, _SIGKILL)
+            posix.waitpid(pid, 0)
+    except (ChildProcessError, ProcessLookupError):
+        pass  # the caller's program reaps children behind our back
+
+
 def _after_fork_in_child() -> None:
     """Let go, in a forked child of the caller, of what belongs to the parent's threads."""
     global _lock
+    # Another thread may have been starting a server, which this process then knows nothing of.
     _lock = _thread.allocate_lock()
     for served in list(_running):
         served.let_go()
