@@ -93,3 +93,11 @@ def test_what_was_on_a_device_is_not_on_the_disk(format, device):
     )
     assert (found.returncode, found.stderr) == (0, "")
     assert "verification failed" not in found.stdout
+
+
+@pytest.mark.parametrize("size", ["0", "16M", "17M"])
+def test_a_raw_image_is_no_longer_than_its_device(size, device, tmp_path):
+    for target in (device, "/dev/null"):
+        theirs = run("qemu-img", "create", "-f", "raw", target, size)
+        ours = call(["create", "-f", "raw", target, size], (7, 2), tmp_path)
+        assert ours == (theirs.returncode, theirs.stdout, theirs.stderr)

@@ -22,7 +22,7 @@ from tests.support import run
 import instar
 from instar.core.errors import HostError
 from instar.host import files
-from instar.host.files import Pinned, open_image
+from instar.host.files import Pinned, open_image, open_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,6 +78,34 @@ def test_a_device_that_is_no_disk_is_looked_up_and_no_more(way: str, tmp_path: P
     opened = [line for line in trace.read_text().splitlines() if "ptmx>" in line.partition(" = ")[2]]
     assert opened or way in ("target", "data file"), "the trace shows nothing"
     assert all("O_PATH" in line for line in opened), opened
+
+
+class TestStreams:
+    """Secrets and jobs come from files, pipes and terminals; no other device is touched."""
+
+    @pytest.mark.parametrize("device", ["/dev/ptmx", "/dev/kmsg", "/dev/mem", "/dev/loop-control"])
+    def test_other_devices_are_not_opened(self, device: str, tmp_path: Path) -> None:
+        if not os.path.exists(device):
+            pytest.skip(f"there is no {device} here")
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(OSError, match=os.strerror(errno.ENXIO)):
+            open_stream(device)
+        assert os.listdir("/proc/self/fd") == before
+        done = program("create", "--batch", device, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert os.strerror(errno.ENXIO) in done.stderr
+        done = program("info", "--object", f"secret,id=a,file={device}", "x", cwd=tmp_path)
+        assert done.returncode == 1
+        assert os.strerror(errno.ENXIO) in done.stderr
+
+    def test_pipes_are_read(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text('{"filename": "a", "size": "1M"}\n'))
+        writer.start()
+        done = program("create", "--batch", "pipe", cwd=tmp_path)
+        writer.join()
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (tmp_path / "a").stat().st_size == 1 << 20
 
 
 @pytest.mark.parametrize(

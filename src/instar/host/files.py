@@ -29,6 +29,9 @@ _FS_XFLAG_EXTSIZE = 0x00000800
 #: Character devices without a length that opening does nothing to (Documentation/admin-guide/devices.txt): null, zero,
 #: full, random, urandom.
 _EMPTY_DEVICES = frozenset(os.makedev(1, minor) for minor in (3, 5, 7, 8, 9))
+#: Major numbers of terminals (the same source); number 2 of the second makes a new one for whoever opens it.
+_TERMINALS = (4, 5, *range(136, 144))
+_PTMX = os.makedev(5, 2)
 _TO_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
@@ -188,6 +191,20 @@ def open_pinned(pinned: Pinned, path: str, *, home: str | None, action: str = "o
     except BaseException:
         os.close(fd)
         raise
+
+
+def open_stream(path: str) -> int:
+    """Open what a caller reads words from, and return the descriptor: a file, a pipe or a terminal, no other device.
+
+    Raises:
+        OSError, ValueError: it cannot be opened, or is none.
+    """
+    with Pinned(path) as pinned:
+        device = pinned.status.st_rdev
+        harmless = is_empty_device(pinned.status) or (os.major(device) in _TERMINALS and device != _PTMX)
+        if stat.S_ISCHR(pinned.status.st_mode) and not harmless:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        return pinned.open(os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
 
 
 def bad_name(error: ValueError, path: str, action: str) -> HostError:

@@ -220,9 +220,11 @@ def _decode(content: bytes) -> bytes:
 def _read_file(path: str) -> bytes:
     import os
 
+    from instar.host.files import open_stream
+
     code = "secret-file"
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOCTTY)) as file:
+        with open(path, "rb", opener=lambda name, flags: open_stream(name)) as file:
             code = "secret-file-read"
             content = file.read(MAX_SECRET + 1)
     except IsADirectoryError:

@@ -12,6 +12,7 @@ import os
 from instar.cli.commands.create import result_object
 from instar.cli.session import complain, say
 from instar.core.errors import HostError, InstarError, OptionError, printable
+from instar.host.files import open_stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def run_batch(session: Session, source: str) -> int:
 
     code = 0
     try:
-        fd = 0 if source == "-" else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        fd = 0 if source == "-" else open_stream(source)
         for lines in _pieces(fd):
             jobs: list[dict[str, object] | OptionError] = [_job(line) for line in lines if line.strip()]
             good = [job for job in jobs if isinstance(job, dict)]

@@ -191,6 +191,8 @@ def create_words(
         if error.errno == _EFBIG:
             tail = " (try using a larger cluster size)" if has_cluster_size else ""
             return f"{before}The image size is too large for file format '{format}'{tail}"
+        if format == "raw" and "to a device" in error.action:
+            return f"{before}Cannot grow device files"
         if error.action.startswith("give"):
             return f"{before}Could not resize file: {error.strerror}"
         shown = str(getattr(error, "path", None) or "") if error.role == "companion" else path or ""
