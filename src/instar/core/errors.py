@@ -336,10 +336,12 @@ class HostError(InstarError):
 class SandboxError(InstarError):
     """The cell failed: it could not be had, died, broke the protocol or passed a limit.
 
-    ``story`` says where in its program a cell was when it died, for those who look for the reason.
+    ``story`` says where in its program a cell was when it died, for those who look for the reason. ``inherited``: the
+    limit that it passed is not instar's but one that whoever started this program set for it (``RLIMIT_CPU``).
     """
 
     exit_code = EXIT_SANDBOX
+    inherited = False
 
     def __init__(self, kind: str, detail: str, *, path: str | None = None, story: str | None = None) -> None:
         super().__init__(detail)

@@ -22,6 +22,7 @@ HELP = Switch("help", "h", "help", "", "print this help")
 OBJECT = Switch("object", "", "object", "DEF", "secret,id=NAME,file=FILE[,format=base64] defines a passphrase")
 #: Since this version of qemu-img ``--output`` and ``--repair`` are judged as they are read, in other words.
 _JUDGED_AT_ONCE = (10, 0)
+_SIGKILL, _SIGXCPU = 9, 24
 #: Cache modes that QEMU knows.
 _CACHES = ("none", "off", "writeback", "writethrough", "directsync", "unsafe")
 
@@ -295,4 +296,15 @@ def report(session: Session, error: InstarError, words: Callable[[InstarError], 
         complain(f"instar: {error}")
     if session.verbose and isinstance(error, SandboxError) and error.story and (session.as_qemu or not json):
         complain(f"instar: cell: {printable(error.story)}")
+    if session.as_qemu and isinstance(error, SandboxError) and error.inherited:
+        _die_of_limit()
     return error.exit_code
+
+
+def _die_of_limit() -> None:
+    """End as the kernel ends a program that has used up its processor time: callers of qemu-img look for that."""
+    import os
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    os.kill(os.getpid(), _SIGKILL if soft == hard else _SIGXCPU)

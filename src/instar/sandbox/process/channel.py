@@ -282,9 +282,9 @@ def _how_it_ended(
         return SandboxError(kind, said) if sealed else ServerGone("unavailable", said)
     code = os.waitstatus_to_exitcode(status)
     cause = CAUSES[code - CODE_CAUSES] if monitored and CODE_CAUSES <= code < CODE_CAUSES + len(CAUSES) else ""
-    if code == -_SIGXCPU or cause == "processor-time":
-        kind, said = "limit", f"the cell used more than {limits.cpu_seconds} s of processor time"
-    elif cause == "time":
+    if sealed and (code == -_SIGXCPU or cause == "processor-time"):
+        return _too_long(limits, story)
+    if cause == "time":
         kind, said = "limit", no_answer_within(limits)
     elif code == CODE_NO_MEMORY:
         kind, said = "limit", f"the cell ran out of memory (limit {limits.memory >> 20} MiB)"
@@ -296,6 +296,20 @@ def _how_it_ended(
         kind, said = "died", f"the cell ended with code {code} and no answer"
     # Before it was sealed no guest code ran, and no job was read: it was never started.
     return SandboxError(kind if sealed else "unavailable", said, story=story or None)
+
+
+def _too_long(limits: Limits, story: str) -> SandboxError:
+    """Say whose limit of processor time a cell passed: its own, or the lower one of this program, which it inherits."""
+    import resource
+
+    own = min((limit for limit in resource.getrlimit(resource.RLIMIT_CPU) if limit >= 0), default=limits.cpu_seconds)
+    if own >= limits.cpu_seconds:
+        said = f"the cell used more than {limits.cpu_seconds} s of processor time"
+        return SandboxError("limit", said, story=story or None)
+    said = f"the cell used as much processor time as this program may, {own} s (ulimit -t)"
+    error = SandboxError("limit", said, story=story or None)
+    error.inherited = True
+    return error
 
 
 _BY_CAUSE = {
