@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from instar.core import NEWEST
 from instar.core.errors import ImageError
+from instar.core.finding import REPORT
 from instar.core.image import ImageFacts
 from instar.core.options import Settings, read_settings
 from instar.core.plan import Allocate, Backing, Seed
-from instar.core.wire import decode, encode
+from instar.core.wire import Room, decode, encode
+from instar.host.budget import MEMORY, VALUES
 from instar.host.describe import INFO_LIMITS
 
 if TYPE_CHECKING:
@@ -132,9 +134,10 @@ def read(format: str, data: bytes, *, check: bool) -> None:
             parts = [source]  # no better parent is at hand
         reply = encode(facts.to_wire())
         if len(reply) <= INFO_LIMITS.reply_bytes:
-            ImageFacts.from_wire(decode(reply))
+            value = decode(reply, Room(values=VALUES, memory=MEMORY))
+            ImageFacts.from_wire(value, part(format, "facts").SHAPE)
         if check:
             report = part(format, "check").check(source, parts, generation=generation)
-            decode(encode(report.to_wire()))
+            REPORT(decode(encode(report.to_wire())))
     except ImageError as error:
         assert_one_line(error)

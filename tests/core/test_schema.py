@@ -10,6 +10,7 @@ from instar.core.schema import (
     choice,
     data,
     flag,
+    mapping,
     nothing,
     number,
     optional,
@@ -37,6 +38,11 @@ CHECKS = {
         record({"a": number(5)}, {"b": text(1)}),
         [{"a": 1}, {"a": 1, "b": "x"}],
         [{}, {"b": "x"}, {"a": 1, "c": 1}, {"a": "x"}, {"a": 1, "b": None}, [["a", 1]], None],
+    ),
+    "mapping": (
+        mapping(word(), number(5), 2),
+        [{}, {"a": 1, "b": 5}],
+        [{"a": 1, "b": 1, "c": 1}, {"A": 1}, {"a": "x"}, {"a": 6}, None, []],
     ),
     "by_key": (
         by_key("type", {"x": record({"type": choice("x"), "size": number()})}),

@@ -63,7 +63,7 @@ def line(name: str, value: object) -> str | None:
     last = name.rpartition(".")[2]
     if last.isupper() and last[0] != "_" and isinstance(value, int | str | bytes | tuple | dict):
         shown = repr(value)
-        return None if " object at " in shown or "Option" in shown or len(shown) > LONGEST else f"{name}: {shown}"
+        return None if " at 0x" in shown or "Option" in shown or len(shown) > LONGEST else f"{name}: {shown}"
     return None
 
 

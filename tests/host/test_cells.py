@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from instar.core.errors import HostError, ImageError, InstarError, InternalError, OptionError, SandboxError
+from instar.core.errors import HostError, ImageError, InstarError, OptionError, SandboxError
+from instar.core.image import ImageFacts
 from instar.core.wire import encode
 from instar.guest.main import main
 from instar.host.cells import call
@@ -38,9 +39,9 @@ class Answering(Isolation):
         return self.reply
 
 
-def answer(reply: bytes) -> Wire:
+def answer(reply: bytes, operation: str = "info") -> Wire:
     files = [Grant(0, "r", 0, "first"), Grant(1, "w", 0, "second")]
-    return call("info", {}, files, isolation=Answering(reply), limits=Limits(), path="disk\x1b.img")
+    return call(operation, {}, files, isolation=Answering(reply), limits=Limits(), path="disk\x1b.img")
 
 
 scalars = (
@@ -82,7 +83,14 @@ class TestReply:
 
     @settings(deadline=None)  # the machine may be busy
     @given(anything)
-    def test_is_given_to_the_caller_as_it_is(self, value: Wire) -> None:
+    def test_of_any_value_but_that_of_its_operation_is_a_protocol_error(self, value: Wire) -> None:
+        for operation in ("info", "check", "create"):
+            with pytest.raises(SandboxError) as caught:
+                answer(encode({"ok": value}), operation)
+            assert caught.value.kind == "protocol"
+
+    def test_is_given_to_the_caller_as_it_is(self) -> None:
+        value = ImageFacts("raw", 512).to_wire()
         assert answer(encode({"ok": value})) == value
 
     @pytest.mark.parametrize("value", [None, [], {}, {"ok": 1, "error": {}}, {"other": 1}, "ok", b"ok", 5, True])
@@ -96,19 +104,40 @@ class TestReply:
         [
             ({"class": "os", "errno": 28}, HostError),
             ({"class": "os", "errno": 28, "file": 2}, HostError),
-            ({"class": "os", "errno": 28, "file": -1}, HostError),
             ({"class": "limit", "detail": "memory"}, SandboxError),
-            ({"class": "internal", "detail": "oh"}, InternalError),
+            ({"class": "internal", "detail": "oh"}, SandboxError),
             ({"class": "image", "kind": "corrupt", "structure": "header", "detail": "bad"}, ImageError),
             ({"class": "option", "code": "odd", "detail": "bad", "values": {"key": "size"}}, OptionError),
         ],
     )
     def test_of_each_class_becomes_that_error_about_the_file(self, facts: dict[str, Wire], kind: type) -> None:
         with pytest.raises(kind) as caught:
-            answer(encode({"error": facts}))
+            answer(encode({"error": facts}), "create")
         assert type(caught.value) is kind
-        if kind not in (InternalError, OptionError):
+        if kind is not OptionError:
             assert str(caught.value).startswith("disk\\x1b.img: ")
+
+    @pytest.mark.parametrize(
+        "facts",
+        [
+            {"class": "option", "code": "bad-image-size", "detail": "x", "values": {}},
+            {"class": "os", "errno": 28, "file": -1},
+            {"class": "os", "errno": True},
+            {"class": "image", "kind": "corrupt", "structure": "header", "detail": "bad", "format": "../x"},
+            {"class": "image", "kind": "corrupt", "structure": "header", "detail": "bad", "path": "/etc/passwd"},
+            {"class": "image", "kind": "corrupt", "structure": "header", "detail": "x" * 401},
+            {"class": "image", "kind": "host", "structure": "header", "detail": "x"},
+        ],
+    )
+    def test_of_an_error_that_nothing_in_a_cell_makes_is_a_protocol_error(self, facts: dict[str, Wire]) -> None:
+        with pytest.raises(SandboxError, match="sandbox protocol"):
+            answer(encode({"error": facts}))
+
+    def test_that_names_an_option_does_not_name_the_keys_of_the_error(self) -> None:
+        values: dict[str, Wire] = {"class": "ImageError", "message": "No errors were found", "kind": "", "code": ""}
+        with pytest.raises(OptionError) as caught:
+            answer(encode({"error": {"class": "option", "code": "odd", "detail": "bad", "values": values}}), "create")
+        assert caught.value.facts() == {"class": "OptionError", "kind": "option", "message": "bad", "code": "odd"}
 
     @pytest.mark.parametrize(
         ("file", "said"), [(0, "first: cannot read it: No space"), (1, "second: cannot write it: No space")]
@@ -155,7 +184,7 @@ class TestDoor:
 
     @pytest.mark.parametrize("job", [{"op": "no such", "args": {}}, {"op": 5}, {}, None, {"op": "info", "args": 5}])
     def test_refuses_jobs_that_are_none(self, job: Wire) -> None:
-        with pytest.raises(InternalError):
+        with pytest.raises(SandboxError, match="died: what ran in the cell failed"):
             answer(main(encode(job), [], lambda request: None))
 
 

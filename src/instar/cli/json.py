@@ -11,8 +11,11 @@ if TYPE_CHECKING:
 
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _REPLACEMENT = "\ufffd"
+#: Orders of keys that have been worked out: rows of a list have the same, and there are many.
+_orders: dict[tuple[str, ...], tuple[str, ...]] = {}
+_MOST_ORDERS, _MOST_QUOTED = 64, 4096
 #: The least number that needs so many bytes.
-_LEAST = {2: 0x80, 3: 0x800, 4: 0x10000, 5: 0x200000, 6: 0x4000000}
+_LEAST = {1: 0, 2: 0x80, 3: 0x800, 4: 0x10000, 5: 0x200000, 6: 0x4000000}
 
 
 def bucket(key: str) -> int:
@@ -29,25 +32,42 @@ def bucket(key: str) -> int:
 
 def in_order(mapping: Mapping[str, object]) -> list[tuple[str, object]]:
     """Return the members in the order in which QEMU prints them: by bucket, later insertions first."""
-    rows = list(mapping.items())
-    return [rows[i] for _, _, i in sorted((bucket(key), -i, i) for i, (key, _) in enumerate(rows))]
+    keys = tuple(mapping)
+    order = _orders.get(keys)
+    if order is None:
+        order = tuple(keys[i] for _, _, i in sorted((bucket(key), -i, i) for i, key in enumerate(keys)))
+        if len(_orders) < _MOST_ORDERS:
+            _orders[keys] = order
+    return [(key, mapping[key]) for key in order]
 
 
 def quote(text: str) -> str:
     """Return a JSON string in ASCII; each sequence of bytes that is not UTF-8 becomes one U+FFFD, as in QEMU."""
-    out = ['"']
-    for char in text if text.isascii() else _characters(text):
-        code = ord(char)
-        if char in _ESCAPES:
-            out.append(_ESCAPES[char])
-        elif 0x20 <= code < 0x7F:
-            out.append(char)
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return f'"{text}"'
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        text = "".join(_characters(text))
+    return f'"{text.translate(_QUOTED)}"'
+
+
+class _Quoted(dict[int, str]):
+    """What stands for a character in JSON."""
+
+    def __missing__(self, code: int) -> str:
+        if 0x20 <= code < 0x7F:
+            made = chr(code)
+        elif not _is_character(code, 4 if code > 0xFFFF else 3 if code > 0x7FF else 2 if code > 0x7F else 1):
+            made = "\\uFFFD"
         elif code > 0xFFFF:
-            code -= 0x10000
-            out.append(f"\\u{0xD800 + (code >> 10):04X}\\u{0xDC00 + (code & 0x3FF):04X}")
+            high, low = divmod(code - 0x10000, 0x400)
+            made = f"\\u{0xD800 + high:04X}\\u{0xDC00 + low:04X}"
         else:
-            out.append(f"\\u{code:04X}")
-    return "".join([*out, '"'])
+            made = f"\\u{code:04X}"
+        if len(self) < _MOST_QUOTED:
+            self[code] = made
+        return made
 
 
 def _characters(text: str) -> Iterator[str]:
@@ -84,10 +104,41 @@ def _is_character(code: int, length: int) -> bool:
     return not (0xD800 <= code < 0xE000 or 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE)
 
 
-def dumps(value: object, *, qemu_order: bool = True, indent: int = 0) -> str:
+_QUOTED = _Quoted({ord(char): shown for char, shown in _ESCAPES.items()})
+
+
+def dumps(value: object, *, qemu_order: bool = True) -> str:
     """Return a value as JSON text with 4 spaces a level; an empty list or object takes two lines."""
-    inner = "    " * (indent + 1)
-    outer = "    " * indent
+    return "".join(pieces(value, qemu_order=qemu_order))
+
+
+def pieces(value: object, *, qemu_order: bool = True, indent: int = 0) -> Iterator[str]:
+    """Yield what ``dumps`` returns, piece by piece: of an image with many snapshots it is long."""
+    if isinstance(value, (list, tuple)):
+        inner = "\n" + "    " * (indent + 1)
+        yield "["
+        for index, member in enumerate(value):
+            yield ("," if index else "") + inner
+            yield from pieces(member, qemu_order=qemu_order, indent=indent + 1)
+        yield "\n" + "    " * indent + "]"
+    elif isinstance(value, dict):
+        inner = "\n" + "    " * (indent + 1)
+        comma = ""
+        yield "{"
+        for key, member in in_order(value) if qemu_order else value.items():
+            start = f"{comma}{inner}{quote(key)}: "
+            comma = ","
+            if isinstance(member, (list, tuple, dict)):
+                yield start
+                yield from pieces(member, qemu_order=qemu_order, indent=indent + 1)
+            else:
+                yield start + _scalar(member)
+        yield "\n" + "    " * indent + "}"
+    else:
+        yield _scalar(value)
+
+
+def _scalar(value: object) -> str:
     if value is None:
         return "null"
     if value is True:
@@ -98,11 +149,4 @@ def dumps(value: object, *, qemu_order: bool = True, indent: int = 0) -> str:
         return str(value)
     if isinstance(value, (str, bytes)):
         return quote(value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value)
-    if isinstance(value, (list, tuple)):
-        members = [inner + dumps(v, qemu_order=qemu_order, indent=indent + 1) for v in value]
-        return "[\n" + ",\n".join(members) + ("\n" if members else "") + outer + "]"
-    if isinstance(value, dict):
-        pairs = in_order(value) if qemu_order else list(value.items())
-        members = [f"{inner}{quote(k)}: {dumps(v, qemu_order=qemu_order, indent=indent + 1)}" for k, v in pairs]
-        return "{\n" + ",\n".join(members) + ("\n" if members else "") + outer + "}"
     raise TypeError(type(value).__name__)

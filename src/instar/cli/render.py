@@ -11,6 +11,8 @@ from instar.core.units import UINT64_MAX, format_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from instar.core.wire import Wire
     from instar.host.check import CheckResult
     from instar.host.info import Child, ImageInfo
@@ -80,9 +82,20 @@ def _child_object(child: Child) -> dict[str, object]:
 
 def info_text(image: ImageInfo, generation: tuple[int, int]) -> str:
     """Return what ``info`` prints of one image for people."""
+    return "".join(info_pieces(image, generation))
+
+
+def info_pieces(image: ImageInfo, generation: tuple[int, int]) -> Iterator[str]:
+    """Yield what ``info_text`` returns, line by line: of an image with many snapshots it is long."""
+    for lines in _info_lines(image, generation):
+        for line in lines:
+            yield line + "\n"
+
+
+def _info_lines(image: ImageInfo, generation: tuple[int, int]) -> Iterator[Iterable[str]]:
     lines = [
         f"image: {printable(image.filename)}",
-        f"file format: {image.format}",
+        f"file format: {printable(image.format)}",
         f"virtual size: {format_size(image.virtual_size)} ({image.virtual_size} bytes)",
         f"disk size: {format_size(image.actual_size)}",
     ]
@@ -101,20 +114,22 @@ def info_text(image: ImageInfo, generation: tuple[int, int]) -> str:
             lines.append(f"backing file format: {printable(image.backing_format)}")
         if image.parent_fits is False:
             lines.append("backing file fits: no, the image was made for another one, or for an earlier state of it")
+    yield lines
     if image.snapshots:
-        lines += ["Snapshot list:", *_snapshot_lines(image.snapshots, generation)]
+        yield ("Snapshot list:",)
+        yield _snapshot_lines(image.snapshots, generation)
     data = (_specific(image, generation) or {}).get("data")
     if isinstance(data, dict) and data:
-        lines += ["Format specific information:", *_dump(data, 1)]
+        yield ("Format specific information:",)
+        yield _dump(data, 1)
     if generation >= CHILDREN_SINCE:
         for child in image.children:
-            lines += _child_lines(child)
-    return "\n".join(lines) + "\n"
+            yield _child_lines(child)
 
 
 def _child_lines(child: Child) -> list[str]:
     lines = [
-        f"Child node '/{child.name}':",
+        f"Child node '/{printable(child.name)}':",
         f"    filename: {printable(child.filename)}",
         f"    protocol type: {child.protocol}",
         f"    file length: {format_size(child.length)} ({child.length} bytes)",
@@ -125,23 +140,21 @@ def _child_lines(child: Child) -> list[str]:
     return lines
 
 
-def _dump(value: Wire, level: int) -> list[str]:
-    """Return nested values as QEMU prints its objects: dashes in keys become spaces, lists are numbered."""
+def _dump(value: Wire, level: int) -> Iterator[str]:
+    """Yield nested values as QEMU prints its objects: dashes in keys become spaces, lists are numbered."""
     rows: list[tuple[str, object]]
     if isinstance(value, dict):
         rows = [(key.replace("-", " "), member) for key, member in in_order(value)]
     elif isinstance(value, list):
         rows = [(f"[{index}]", member) for index, member in enumerate(value)]
     else:
-        return []
-    lines = []
+        return
     for key, member in rows:
         if isinstance(member, (dict, list)):
-            lines.append(f"{'    ' * level}{printable(key)}:")
-            lines += _dump(member, level + 1)
+            yield f"{'    ' * level}{printable(key)}:"
+            yield from _dump(member, level + 1)
         else:
-            lines.append(f"{'    ' * level}{printable(key)}: {_scalar(member)}")
-    return lines
+            yield f"{'    ' * level}{printable(key)}: {_scalar(member)}"
 
 
 def _scalar(value: object) -> str:
@@ -150,12 +163,13 @@ def _scalar(value: object) -> str:
     return printable(value if isinstance(value, (str, bytes)) else str(value))
 
 
-def _snapshot_lines(rows: list[dict[str, Wire]], generation: tuple[int, int]) -> list[str]:
+def _snapshot_lines(rows: list[dict[str, Wire]], generation: tuple[int, int]) -> Iterator[str]:
     if generation >= CHILDREN_SINCE:
-        lines = [f"{'ID':<7} {'TAG':<16} {'VM_SIZE':>8} {'DATE':>19} {'VM_CLOCK':>15} {'ICOUNT':>10}"]
+        yield f"{'ID':<7} {'TAG':<16} {'VM_SIZE':>8} {'DATE':>19} {'VM_CLOCK':>15} {'ICOUNT':>10}"
     else:
-        lines = [f"{'ID':<10}{'TAG':<17}{'VM SIZE':>8}{'DATE':>20}{'VM CLOCK':>13}{'ICOUNT':>11}"]
-    return lines + [_snapshot_line(row, generation) for row in rows]
+        yield f"{'ID':<10}{'TAG':<17}{'VM SIZE':>8}{'DATE':>20}{'VM CLOCK':>13}{'ICOUNT':>11}"
+    for row in rows:
+        yield _snapshot_line(row, generation)
 
 
 def _snapshot_line(row: dict[str, Wire], generation: tuple[int, int]) -> str:

@@ -1,7 +1,8 @@
 """What one run of the program was told before its command: dialect, version to be like, kind of cell, verbosity.
 
-Law: only this module and ``main`` read the environment; only ``say`` and ``complain`` print. What the operator of the
-machine has decided (``CONFIGURATION``) neither the environment nor a switch weakens.
+Law: only this module and ``main`` read the environment; only ``say`` and ``complain`` print. What they print is lines:
+whatever else a terminal would act on is escaped here once more, whoever forgot it. What the operator of the machine has
+decided (``CONFIGURATION``) neither the environment nor a switch weakens.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import sys
 
 from instar.core import NEWEST, version_of
 from instar.core.errors import OptionError
+from instar.core.text import escaped_lines
 from instar.sandbox.cell import Isolation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from instar.host.configuration import Configuration
 
 #: Full version numbers that qemu-img's own ``--version`` gives, for the generations that instar knows.
@@ -22,6 +26,8 @@ QEMU_RELEASES = {(5, 2): "5.2.0", (7, 2): "7.2.22", (10, 0): "10.0.13", (11, 1):
 
 #: Nothing but a test puts another path here.
 CONFIGURATION = "/etc/instar.toml"
+#: Characters that are printed at once of what is long.
+_AT_ONCE = 1 << 16
 
 
 class Session:
@@ -136,23 +142,41 @@ def version_text(session: Session) -> str:
 
 
 def say(text: str) -> None:
-    """Print to standard output; names that are no UTF-8 go out as they came in."""
-    _write(sys.stdout, text)
+    """Print to standard output."""
+    _write(sys.stdout, (text,))
+
+
+def say_all(pieces: Iterable[str]) -> None:
+    """Print to standard output what is too long to be one text."""
+    _write(sys.stdout, pieces)
 
 
 def complain(text: str) -> None:
     """Print a line or lines to standard error."""
-    _write(sys.stderr, text if text.endswith("\n") else text + "\n")
+    _write(sys.stderr, (text if text.endswith("\n") else text + "\n",))
 
 
-def _write(stream: object, text: str) -> None:
+def _write(stream: object, pieces: Iterable[str]) -> None:
     if stream is None:  # the caller closed it: there is nobody to tell
         return
-    data = text.encode("utf-8", "surrogateescape")
     buffer = getattr(stream, "buffer", None)
-    if buffer is None:
-        stream.write(text)  # type: ignore[attr-defined]
-        return
-    stream.flush()  # type: ignore[attr-defined]
-    buffer.write(data)
-    buffer.flush()
+    write = stream.write if buffer is None else buffer.write  # type: ignore[attr-defined]
+    if buffer is not None:
+        stream.flush()  # type: ignore[attr-defined]
+    waiting: list[str] = []
+    size = 0
+    for piece in pieces:
+        waiting.append(piece)
+        size += len(piece)
+        if size >= _AT_ONCE:
+            _pass(write, waiting, text=buffer is None)
+            size = 0
+    _pass(write, waiting, text=buffer is None)
+    if buffer is not None:
+        buffer.flush()
+
+
+def _pass(write: Callable[..., object], pieces: list[str], *, text: bool) -> None:
+    lines = escaped_lines("".join(pieces))
+    pieces.clear()
+    write(lines if text else lines.encode("utf-8"))

@@ -6,6 +6,8 @@ and escaped here before anybody prints it.
 
 from __future__ import annotations
 
+from instar.core.text import escaped
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,27 +41,14 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 
 
 def printable(text: str | bytes, limit: int = 4096) -> str:
-    r"""Escape control characters and undecodable bytes, and cap the length, so a terminal is safe.
+    r"""Escape what must not reach a terminal, and undecodable bytes, and cap the length; ``core.text`` has the table.
 
     >>> print(printable(b"a\x1b[2Jb"))
     a\x1b[2Jb
     """
     if isinstance(text, bytes):
         text = text[: 4 * limit].decode("utf-8", "surrogateescape")
-    out = []
-    for char in text[:limit]:
-        code = ord(char)
-        if code < 0x20 or 0x7F <= code < 0xA0:
-            out.append(f"\\x{code:02x}")
-        elif 0xDC80 <= code <= 0xDCFF:
-            out.append(f"\\x{code - 0xDC00:02x}")
-        elif 0xD800 <= code <= 0xDFFF or 0x2028 <= code <= 0x202E or 0x2066 <= code <= 0x2069:
-            out.append(f"\\u{code:04x}")
-        else:
-            out.append(char)
-    if len(text) > limit:
-        out.append("…")
-    return "".join(out)
+    return escaped(text) if len(text) <= limit else escaped(text[:limit]) + "…"
 
 
 def shell_word(text: str) -> str | None:
@@ -230,7 +219,9 @@ class OptionError(InstarError):
 
     def facts(self) -> dict[str, object]:
         """Return the fields as JSON-able values, for scripts."""
-        return {**super().facts(), "code": self.code, **{k: v for k, v in self.values.items() if v is not None}}
+        fixed: dict[str, object] = {**super().facts(), "code": self.code}
+        # The names of the values may have been given by a cell.
+        return {**fixed, **{k: v for k, v in self.values.items() if v is not None and k not in fixed}}
 
 
 class ImageError(InstarError):

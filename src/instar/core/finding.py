@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from instar.core.schema import choice, number, optional, record, row, rows, text, word
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from instar.core.wire import Wire
 
 #: ``corruption``: data can be lost or misread. ``leak``: space is lost, data is safe. ``error``: the check
@@ -12,6 +16,36 @@ SEVERITIES = ("corruption", "leak", "error", "warning")
 
 #: Findings beyond this many are counted but not kept.
 MAX_FINDINGS = 1000
+#: Longest texts of a finding, in characters, and most values of its code.
+MAX_STRUCTURE, MAX_DETAIL, MAX_VALUES = 200, 1000, 8
+
+_TOTALS = ("corruptions", "leaks", "false_leaks", "check_errors")
+_SIZES = ("image_end_offset", "total_clusters", "allocated_clusters", "fragmented_clusters", "compressed_clusters")
+_WIDE = number((1 << 127) - 1, least=1 - (1 << 127))
+
+
+def _code(value: Wire) -> None:
+    if value != "":
+        _NAME(value)
+
+
+_NAME = word()
+_FINDING = row(
+    choice(*SEVERITIES),
+    text(MAX_STRUCTURE),
+    text(MAX_DETAIL),
+    optional(_WIDE),
+    _code,
+    rows(_WIDE, MAX_VALUES),
+)
+#: The check for what ``Report.to_wire`` makes.
+REPORT = record(
+    {
+        "findings": rows(_FINDING, MAX_FINDINGS),
+        **{name: number() for name in _TOTALS},
+        **{name: optional(number()) for name in _SIZES},
+    }
+)
 
 
 class Finding:
@@ -98,8 +132,19 @@ class Report:
 
     def to_wire(self) -> Wire:
         """Return the report as values that cross the seam."""
-        rows: list[Wire] = [
-            [f.severity, f.structure, f.detail, f.offset, f.code, list(f.values)] for f in self.findings
+        found: list[Wire] = [
+            [f.severity, f.structure[:MAX_STRUCTURE], f.detail[:MAX_DETAIL], f.offset, f.code, list(f.values)]
+            for f in self.findings
         ]
-        totals: dict[str, Wire] = {name: getattr(self, name) for name in self.__slots__ if name != "findings"}
-        return {"findings": rows, **totals}
+        return {"findings": found, **{name: getattr(self, name) for name in self.__slots__ if name != "findings"}}
+
+    @classmethod
+    def from_checked(cls, value: dict[str, Any]) -> Report:
+        """Rebuild a report from values that ``REPORT`` has accepted."""
+        self = cls()
+        for severity, structure, detail, offset, code, values in value["findings"]:
+            finding = Finding(severity, structure, detail, offset=offset, code=code, values=tuple(values))
+            self.findings.append(finding)
+        for name in (*_TOTALS, *_SIZES):
+            setattr(self, name, value[name])
+        return self

@@ -1,20 +1,122 @@
 """What a parser says about an image: plain facts, read from its bytes, that the host may show but never trusts.
 
-Law: names inside are bytes as they stand in the image. Nothing here says that a named file exists.
+Law: names inside are bytes as they stand in the image. Nothing here says that a named file exists. What a cell sends
+has the declared shape to the last key, or is refused; texts in it are still those of the image.
 """
 
 from __future__ import annotations
 
-from instar.core.wire import WireError, take, take_optional, take_size
+from instar.core.schema import (
+    NUMBER64,
+    choice,
+    data,
+    flag,
+    nothing,
+    number,
+    optional,
+    record,
+    row,
+    rows,
+    text,
+    word,
+)
+from instar.core.wire import WireError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from instar.core.schema import Check
     from instar.core.wire import Wire
 
 #: Longest name of a referenced file that is reported (qcow2.rst, "Header": 1023; VMDK lines may be longer).
 MAX_NAME = 4096
 #: Most files one image may name (a VMDK of 2 GiB extents and 64 TiB has 32,768; QEMU opens each).
 MAX_REFERENCES = 1024
+#: Most snapshots of an image (a qcow2 may have as many).
+MAX_SNAPSHOTS = 65536
+#: Longest text of QEMU's fields, in characters: a snapshot's ID and name; longest name of a format out of an image.
+_MAX_ID, _MAX_TAG, _MAX_FORMAT = 127, 255, 255
+_EXTENT = "extents."
+
+#: QEMU's ``SnapshotInfo``, as it is in JSON.
+_SNAPSHOT = record(
+    {
+        "id": text(_MAX_ID),
+        "name": text(_MAX_TAG),
+        "vm-state-size": NUMBER64,
+        "date-sec": number((1 << 32) - 1),
+        "date-nsec": number((1 << 32) - 1),
+        "vm-clock-sec": number(),
+        "vm-clock-nsec": number(999_999_999),
+    },
+    {"icount": NUMBER64},
+)
+
+
+def role(value: Wire) -> None:
+    """Check for the role of a file: ``backing``, ``data-file``, or ``extents.N``."""
+    if type(value) is str and value.startswith(_EXTENT):
+        digits = value[len(_EXTENT) :]
+        if digits.isascii() and digits.isdecimal() and len(digits) <= 5:
+            return
+    elif value in ("backing", "data-file"):
+        return
+    raise WireError("it is no role of a file")
+
+
+def _reference(value: Wire) -> None:
+    _REFERENCE(value)
+    # What an image cannot be described without is opened for it, and that is said of extents alone.
+    if isinstance(value, list) and value[3] and not str(value[0]).startswith(_EXTENT):
+        raise WireError("it must not be required")
+
+
+_REFERENCE = row(role, data(MAX_NAME), optional(text(_MAX_FORMAT)), flag)
+
+
+def shape(
+    name: str, *, specific: Check = nothing, extra: Mapping[str, Check] | None = None, snapshots: int = 0
+) -> Check:
+    """Return the check for facts of a format.
+
+    Args:
+        name: the format's.
+        specific: the check for QEMU's ``data``, where the format has one.
+        extra: what the format may have in ``extra``.
+        snapshots: how many it may have.
+    """
+    format = choice(name)
+    within = nothing if specific is nothing else optional(record({"type": format, "data": specific}))
+    return _members(format, within, record({}, extra), snapshots)
+
+
+def _members(format: Check, specific: Check, extra: Check, snapshots: int) -> Check:
+    return record(
+        {
+            "format": format,
+            "virtual_size": number(),
+            "cluster_size": optional(number()),
+            "encrypted": flag,
+            "dirty": flag,
+            "corrupt": flag,
+            "references": rows(_reference, MAX_REFERENCES),
+            "snapshots": rows(_SNAPSHOT, snapshots),
+            "format_specific": specific,
+            "extra": extra,
+            "has_dirty_flag": flag,
+        }
+    )
+
+
+def _any_dict(value: Wire) -> None:
+    if type(value) is not dict:
+        raise WireError("it is no record")
+
+
+#: What facts of all formats have in common.
+COMMON = _members(word(), optional(_any_dict), _any_dict, MAX_SNAPSHOTS)
 
 
 class Reference:
@@ -129,45 +231,18 @@ class ImageFacts:
         }
 
     @classmethod
-    def from_wire(cls, value: Wire) -> ImageFacts:
-        """Rebuild the facts from what a cell sent; every type and bound is checked.
+    def from_wire(cls, value: Wire, check: Check = COMMON) -> ImageFacts:
+        """Rebuild the facts from what a cell sent.
 
         Raises:
-            WireError: the value does not have the shape that ``to_wire`` makes.
+            WireError: it does not have the shape that ``check`` wants; ``shape`` makes one for each format.
         """
-        references = []
-        rows = take(value, "references", list)
-        if len(rows) > MAX_REFERENCES:
-            raise WireError("too many references")
-        for row in rows:
-            if not (isinstance(row, list) and len(row) == 4):
-                raise WireError("a reference has another shape")
-            role, name, format, required = row
-            if not (
-                isinstance(role, str)
-                and isinstance(name, bytes)
-                and len(name) <= MAX_NAME
-                and isinstance(required, bool)
-            ):
-                raise WireError("a reference has another shape")
-            if not (format is None or isinstance(format, str)):
-                raise WireError("a reference has another shape")
-            references.append(Reference(role, name, format=format, required=required))
-        snapshots = take(value, "snapshots", list)
-        if not all(isinstance(row, dict) for row in snapshots):
-            raise WireError("a snapshot has another shape")
-        return cls(
-            take(value, "format", str),
-            take_size(value, "virtual_size"),
-            cluster_size=None
-            if take_optional(value, "cluster_size", int) is None
-            else take_size(value, "cluster_size"),
-            encrypted=take(value, "encrypted", bool),
-            dirty=take(value, "dirty", bool),
-            corrupt=take(value, "corrupt", bool),
-            references=references,
-            snapshots=snapshots,
-            format_specific=take_optional(value, "format_specific", dict),
-            extra=take(value, "extra", dict),
-            has_dirty_flag=take(value, "has_dirty_flag", bool),
-        )
+        check(value)
+        return cls.from_checked(value)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_checked(cls, value: Mapping[str, Any]) -> ImageFacts:
+        """Rebuild the facts from values whose shape is known to be right."""
+        members = dict(value)
+        members["references"] = [Reference(r, n, format=f, required=q) for r, n, f, q in members["references"]]
+        return cls(**members)

@@ -84,12 +84,9 @@ def word(most: int = 80) -> Check:
     """Return a check for a name of instar's own: a lower-case letter, then also digits and ``-_.``, safe anywhere."""
 
     def check(value: Wire) -> None:
-        if (
-            type(value) is not str
-            or not 0 < len(value) <= most
-            or value[0] not in _LOWER
-            or not _WORD.issuperset(value)
-        ):
+        if type(value) is not str or not 0 < len(value) <= most:
+            raise WireError("it is no name")
+        if value[0] not in _LOWER or not _WORD.issuperset(value):
             raise WireError("it is no name")
 
     return check
@@ -156,6 +153,21 @@ def record(required: Mapping[str, Check], more: Mapping[str, Check] | None = Non
         for key in must:
             if key not in value:
                 raise WireError(f"'{key}' is missing")
+
+    return check
+
+
+def mapping(key: Check, inner: Check, most: int) -> Check:
+    """Return a check for a dict of at most ``most`` members, whose keys are not known beforehand."""
+
+    def check(value: Wire) -> None:
+        if type(value) is not dict:
+            raise WireError("it is no record")
+        if len(value) > most:
+            raise WireError("it has too many members")
+        for name, member in value.items():
+            key(name)
+            inner(member)
 
     return check
 

@@ -24,6 +24,10 @@ class WireError(ValueError):
     """The bytes are not an encoded value, or the value is not of the shape that was expected."""
 
 
+class TooMuch(WireError):
+    """There is no room for the value."""
+
+
 def encode(value: Wire) -> bytes:
     """Encode a value.
 
@@ -92,19 +96,19 @@ class Room:
         """Count what is about to be made.
 
         Raises:
-            WireError: there is no room for it.
+            TooMuch: there is no room for it.
         """
         self.values -= values
         self.memory -= memory
         if self.values < 0:
-            raise WireError("it has too many values")
+            raise TooMuch("it has too many values")
         if self.memory < 0:
-            raise WireError("its values take too much memory")
+            raise TooMuch("its values take too much memory")
 
 
 #: What Python's objects take, in bytes: a place in a list, a number or an object's head, a text's head, a list, and
 #: dicts of up to 5, up to 10 and more members.
-_PLACE, _NUMBER, _HEAD, _LIST_HEAD = 8, 48, 80, 72
+_PLACE, _NUMBER, _HEAD, _LIST_HEAD = 9, 48, 80, 96
 _SMALL_DICT, _MIDDLE_DICT, _MEMBER = 272, 480, 96
 #: A longer text is counted before it is made: a character may take four bytes, however few there are of those that do.
 _LONG = 1 << 12
@@ -114,7 +118,7 @@ def decode(data: bytes, room: Room | None = None) -> Wire:
     """Decode exactly one value; its members count against ``room`` before they are made.
 
     Raises:
-        WireError: for anything but the output of ``encode``, and where there is no room.
+        WireError: for anything but the output of ``encode``; ``TooMuch`` where there is no room.
     """
     decoder = _Decoder(data, room or Room(values=len(data) + 1, memory=1 << 62))
     decoder.room.take(1, 0)
@@ -192,7 +196,7 @@ class _Decoder:
     def _piece(self) -> bytes:
         count = self._count()
         if count > self.room.memory:
-            raise WireError("its values take too much memory")
+            raise TooMuch("its values take too much memory")
         start = self.at
         self.at += count
         return self._data[start : self.at]

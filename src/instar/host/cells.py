@@ -1,6 +1,7 @@
 """Run one operation in a cell and turn its reply into a value or the right error.
 
-Law: the reply is decoded strictly and every fact in it is type-checked before use.
+Law: the reply is decoded strictly, in the room that the operation has left, and nothing of it is used that has not
+the shape declared in ``replies``. Whatever a cell answers, it is at fault itself or its image is, never instar.
 """
 
 from __future__ import annotations
@@ -8,28 +9,26 @@ from __future__ import annotations
 import os
 
 from instar.core.errors import (
-    IMAGE_KINDS,
-    MAX_DETAIL,
     HostError,
     ImageError,
     InstarError,
-    InternalError,
     OptionError,
     SandboxError,
     printable,
 )
-from instar.core.wire import WireError, decode, encode, take, take_optional
+from instar.core.wire import TooMuch, WireError, encode
+from instar.host.budget import Budget
+from instar.host.replies import judge_reply, judge_request
 from instar.sandbox.cell import Isolation, Limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from instar.core.wire import Wire
     from instar.sandbox.cell import Grant, Serve
 
-#: linux/err.h
-_MAX_ERRNO = 4095
 _ACTIONS = {"r": "read it", "w": "write it", "rw": "read or write it"}
 #: Longest name of a structure, field or format.
 _MAX_WORD = 80
@@ -46,26 +45,35 @@ def call(
     files: Sequence[Grant],
     *,
     isolation: Isolation,
-    limits: Limits,
+    limits: Limits | Budget,
     path: str,
     serve: Serve = refuse,
 ) -> Wire:
-    """Run ``operation`` in a cell and return its value. ``path`` is the file that errors are about.
+    """Run ``operation`` in a cell and return its value, whose shape has been checked (``replies``).
+
+    ``path`` is the file that errors are about. ``limits`` are what this cell may use; an operation with several cells
+    gives its budget.
 
     Raises:
         ImageError: the image's bytes are at fault.
         HostError: the system refused a read or a write.
+        OptionError: a planner's last word on what was asked for, of an operation that has one.
         SandboxError: the cell is at fault.
-        InternalError: instar is at fault.
     """
+
+    def judged(asked: Wire) -> Wire:
+        judge_request(operation, asked)
+        return serve(asked)
+
+    budget = limits if isinstance(limits, Budget) else Budget(limits)
     try:
-        reply = isolation.open().run(encode({"op": operation, "args": args}), files, limits, serve)
-        value = decode(reply)
-        if not isinstance(value, dict) or ("ok" in value) == ("error" in value):
-            raise WireError("the reply is neither a value nor an error")
+        reply = budget.run(isolation, encode({"op": operation, "args": args}), files, judged)
+        value = judge_reply(operation, budget.decode(reply))
         if "ok" in value:
-            return value["ok"]
-        error = error_of(take(value, "error", dict), path, limits, files)
+            return value["ok"]  # type: ignore[no-any-return]
+        error = error_of(value["error"], path, budget.question, files)
+    except TooMuch as fault:
+        raise SandboxError("limit", f"the cell's reply cannot be kept: {fault}", path=path) from None
     except WireError as fault:
         raise SandboxError("protocol", f"the cell's reply cannot be used: {fault}", path=path) from None
     except SandboxError as fault:
@@ -75,43 +83,34 @@ def call(
     raise error
 
 
-def error_of(facts: dict[str, Wire], path: str, limits: Limits, files: Sequence[Grant] = ()) -> InstarError:
-    """Rebuild an error from what a cell with these files says. Texts are capped: they may be as long as a reply.
-
-    Raises:
-        WireError: it says nothing that can be understood.
-    """
-    kind = take(facts, "class", str)
+def error_of(facts: dict[str, Any], path: str, limits: Limits, files: Sequence[Grant] = ()) -> InstarError:
+    """Rebuild an error from what a cell with these files says; its shape has been checked."""
+    kind = facts["class"]
     if kind == "os":
-        number = take(facts, "errno", int)
-        if not 0 < number <= _MAX_ERRNO:
-            raise WireError("an unknown error of the system")
-        file = take_optional(facts, "file", int)
-        if file is None or not 0 <= file < len(files):
+        number, file = facts["errno"], facts.get("file")
+        if file is None or file >= len(files):
             return HostError(number, path, "read or write it", os.strerror(number))
         grant = files[file]
         return HostError(number, grant.name or path, _ACTIONS[grant.mode], os.strerror(number))
-    detail = take(facts, "detail", str)[:MAX_DETAIL]
+    detail = facts["detail"]
     if kind == "limit":
         return SandboxError("limit", f"{detail} (limit {limits.memory >> 20} MiB)", path=path)
     if kind == "internal":
-        return InternalError(detail)
+        # Of a cell that was not taken over, a fault of instar; but any cell can say so.
+        return SandboxError("died", f"what ran in the cell failed, please report it: {detail}", path=path)
     if kind == "option":
-        error = OptionError(take(facts, "code", str), detail)
-        error.values = take(facts, "values", dict)  # not as arguments: their names are the cell's
+        error = OptionError(facts["code"], detail)
+        error.values = facts["values"]  # not as arguments: their names are the cell's
         return error
-    reason = take(facts, "kind", str)
-    if kind != "image" or reason not in IMAGE_KINDS:
-        raise WireError("an unknown kind of error")
     return ImageError(
-        reason,
-        _word(take(facts, "structure", str)) or "",
+        facts["kind"],
+        _word(facts["structure"]) or "",
         detail,
-        field=_word(take_optional(facts, "field", str)),
-        offset=take_optional(facts, "offset", int),
-        value=take_optional(facts, "value", int),
-        limit=take_optional(facts, "limit", int),
-        format=_word(take_optional(facts, "format", str)),
+        field=_word(facts.get("field")),
+        offset=facts.get("offset"),
+        value=facts.get("value"),
+        limit=facts.get("limit"),
+        format=facts.get("format"),
         path=path,
     )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from instar.core import NEWEST
 from instar.core.errors import SandboxError
-from instar.core.finding import MAX_FINDINGS, SEVERITIES, Finding
-from instar.core.wire import WireError, take, take_size
-from instar.host.describe import describe, optional_number
+from instar.core.finding import REPORT, Report
+from instar.core.wire import WireError
+from instar.host.budget import Budget
+from instar.host.describe import describe
 from instar.host.files import open_image
 from instar.host.gate import Gate
 from instar.host.names import strip_file_protocol
@@ -49,22 +50,26 @@ class CheckResult:
         "total_clusters",
     )
 
-    def __init__(self, filename: str, format: str, report: Wire) -> None:
+    def __init__(self, filename: str, format: str, wire: Wire) -> None:
+        """Take over a report out of a cell.
+
+        Raises:
+            WireError: it is none.
+        """
+        REPORT(wire)
+        report = Report.from_checked(wire)  # type: ignore[arg-type]
         self.filename = filename
         self.format = format
-        rows = take(report, "findings", list)
-        if len(rows) > MAX_FINDINGS:
-            raise WireError("too many findings")
-        self.findings = [_finding(row) for row in rows]
-        self.corruptions = take_size(report, "corruptions")
-        self.leaks = take_size(report, "leaks")
-        self.false_leaks = take_size(report, "false_leaks")
-        self.check_errors = take_size(report, "check_errors")
-        self.image_end_offset = optional_number(report, "image_end_offset")
-        self.total_clusters = optional_number(report, "total_clusters")
-        self.allocated_clusters = optional_number(report, "allocated_clusters")
-        self.fragmented_clusters = optional_number(report, "fragmented_clusters")
-        self.compressed_clusters = optional_number(report, "compressed_clusters")
+        self.findings = report.findings
+        self.corruptions = report.corruptions
+        self.leaks = report.leaks
+        self.false_leaks = report.false_leaks
+        self.check_errors = report.check_errors
+        self.image_end_offset = report.image_end_offset
+        self.total_clusters = report.total_clusters
+        self.allocated_clusters = report.allocated_clusters
+        self.fragmented_clusters = report.fragmented_clusters
+        self.compressed_clusters = report.compressed_clusters
 
     @property
     def clean(self) -> bool:
@@ -83,28 +88,6 @@ class CheckResult:
     def __repr__(self) -> str:
         totals = f"corruptions={self.corruptions}, leaks={self.leaks}, check_errors={self.check_errors}"
         return f"CheckResult({self.filename!r}, {totals})"
-
-
-def _finding(row: Wire) -> Finding:
-    """Rebuild one finding.
-
-    Raises:
-        WireError: it has another shape.
-    """
-    if isinstance(row, list) and len(row) == 6:
-        severity, structure, detail, offset, code, values = row
-        if (
-            isinstance(severity, str)
-            and severity in SEVERITIES
-            and isinstance(structure, str)
-            and isinstance(detail, str)
-            and (offset is None or type(offset) is int)
-            and isinstance(code, str)
-            and isinstance(values, list)
-        ):
-            numbers = tuple(value for value in values if type(value) is int)
-            return Finding(severity, structure, detail, offset=offset, code=code, values=numbers)
-    raise WireError("a finding has another shape")
 
 
 def check(
@@ -134,12 +117,12 @@ def check(
             isolation=isolation or Isolation(),
             gate=Gate(image, tuple(allow)),
             generation=generation,
-            limits=CHECK_LIMITS,
+            budget=Budget(CHECK_LIMITS),
             share=force_share,
             read=True,
         ) as found,
     ):
         try:
-            return CheckResult(path, found.facts.format, take(found.value, "report", dict))
+            return CheckResult(path, found.facts.format, found.value["report"])
         except WireError as error:
             raise SandboxError("protocol", f"the cell's reply cannot be used: {error}", path=path) from None

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from instar.core.errors import HostError, ImageError, SandboxError
 from instar.core.image import ImageFacts
-from instar.core.wire import WireError, take, take_optional
+from instar.core.wire import WireError
+from instar.formats import find
+from instar.host.budget import Budget
 from instar.host.cells import call
 from instar.host.names import combine
 from instar.host.parts import call_with_parts
@@ -15,7 +17,7 @@ from instar.sandbox.cell import Limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Self
+    from typing import Any, Self
 
     from instar.core.image import Reference
     from instar.core.wire import Wire
@@ -29,6 +31,8 @@ _FEW = 32
 #: What a cell that describes an image may use. Metadata is small; anything above is an attack or a fault.
 #: The longest answer is that of a qcow2 with the 65,536 snapshots it may have.
 INFO_LIMITS = Limits(cpu_seconds=20, wall_seconds=60, reply_bytes=32 << 20)
+#: Seconds that all cells of one operation may run, one after another, however many images and files there are.
+INFO_SECONDS = 120
 
 
 class Described:
@@ -36,7 +40,7 @@ class Described:
 
     __slots__ = ("_room", "facts", "image", "parts", "value")
 
-    def __init__(self, image: OpenFile, facts: ImageFacts, value: Wire) -> None:
+    def __init__(self, image: OpenFile, facts: ImageFacts, value: dict[str, Any]) -> None:
         self.image = image
         self.facts = facts
         #: the whole reply of the operation
@@ -44,6 +48,11 @@ class Described:
         #: ``(role, file)`` of each file opened for the image
         self.parts: list[tuple[str, OpenFile]] = []
         self._room: Descriptors | None = None
+
+    def take(self, operation: str, value: dict[str, Any]) -> None:
+        """Take another reply in the place of the first."""
+        self.value = value
+        self.facts = _facts(operation, value)
 
     def make_room(self, count: int) -> None:
         """Let ``count`` parts be opened, as far as this process may."""
@@ -66,6 +75,11 @@ class Described:
         self.close()
 
 
+def info_budget() -> Budget:
+    """Return what one ``info`` may cost, of an image or of a chain."""
+    return Budget(INFO_LIMITS, wall_seconds=INFO_SECONDS)
+
+
 def describe(
     image: OpenFile,
     *,
@@ -74,7 +88,7 @@ def describe(
     isolation: Isolation,
     gate: Gate | None,
     generation: tuple[int, int],
-    limits: Limits = INFO_LIMITS,
+    budget: Budget | None = None,
     share: bool = False,
     read: bool = False,
 ) -> Described:
@@ -82,7 +96,7 @@ def describe(
 
     A check may ask for the image's parent in the same way; that one may be missing.
     Without a gate no other file is opened. The result owns ``image`` and closes it. The image is locked while it is
-    described, as ``locks.hold`` says of ``share`` and ``read``.
+    described, as ``locks.hold`` says of ``share`` and ``read``. ``budget`` is that of the whole operation.
 
     Raises:
         ImageError, HostError, SandboxError: as ``cells.call`` and ``Gate.open``.
@@ -90,15 +104,17 @@ def describe(
     args: dict[str, Wire] = {"format": format, "major": generation[0], "minor": generation[1], "parts": []}
     lock = _Lock(image, format, share=share, read=read)
     args["announce"] = lock.waits
+    budget = budget or info_budget()
     files = [image.grant()]
-    value = call(operation, args, files, isolation=isolation, limits=limits, path=image.path, serve=lock.serve)
+    value: Any = call(operation, args, files, isolation=isolation, limits=budget, path=image.path, serve=lock.serve)
     args["announce"] = False
     found = Described(image, _facts(operation, value), value)
     lock.confirm(found.facts.format)
     required = [r for r in found.facts.references if r.required]
     if gate is None or not required:
         if gate is not None and operation == "check" and found.facts.backing is not None:
-            _check_with_parent(found, found.facts.backing, gate, lock, args, isolation, limits)
+            _check_with_parent(found, found.facts.backing, gate, lock, args, isolation, budget)
+        budget.keep()
         return found
     try:
         if len(required) > _FEW:
@@ -112,8 +128,9 @@ def describe(
             found.parts.append((reference.role, part))
             lock.take_part(part, reference)
         parts = [part for _, part in found.parts]
-        found.value = call_with_parts(operation, args, image, parts, isolation=isolation, limits=limits)
-        found.facts = _facts(operation, found.value)
+        found.take(operation, call_with_parts(operation, args, image, parts, isolation=isolation, budget=budget))
+        lock.confirm(found.facts.format)
+        budget.keep()
     except BaseException:
         found.close()
         raise
@@ -127,7 +144,7 @@ def _check_with_parent(
     lock: _Lock,
     args: dict[str, Wire],
     isolation: Isolation,
-    limits: Limits,
+    budget: Budget,
 ) -> None:
     """Check an image that asked for its parent; without that if the gate does not open it."""
     files = [found.image]
@@ -141,8 +158,9 @@ def _check_with_parent(
         if len(files) > 1:
             lock.take_part(files[1], parent)
         grants = [file.grant() for file in files]
-        found.value = call("check", args, grants, isolation=isolation, limits=limits, path=found.image.path)
-        found.facts = _facts("check", found.value)
+        value: Any = call("check", args, grants, isolation=isolation, limits=budget, path=found.image.path)
+        found.take("check", value)
+        lock.confirm(found.facts.format)
     except BaseException:
         found.close()
         raise
@@ -151,16 +169,22 @@ def _check_with_parent(
             file.close()
 
 
+def _facts(operation: str, value: dict[str, Any]) -> ImageFacts:
+    return ImageFacts.from_checked(value["facts"] if operation == "check" else value)
+
+
 class _Lock:
     """The lock on an image whose format may have to be found out first."""
 
-    __slots__ = ("_announced", "_image", "_matters", "_read", "_share", "waits")
+    __slots__ = ("_format", "_image", "_matters", "_read", "_share", "waits")
 
     def __init__(self, image: OpenFile, format: str | None, *, share: bool, read: bool) -> None:
         self._image = image
         self._share = share
         self._read = read
-        self._announced: str | None = None
+        row = None if format is None else find(format)
+        #: what the caller says, or a cell has announced or answered
+        self._format = None if row is None else row.name
         self._matters = read or not share
         #: which locks are right depends on the format, so a cell that has found it is to say it first
         self.waits = self._matters and format is None
@@ -189,28 +213,16 @@ class _Lock:
 
     def serve(self, asked: Wire) -> Wire:
         """Answer a cell that announces, once, what format it found: lock the image."""
-        if not self.waits or self._announced is not None or take(asked, "do", str) != "format":
+        if not self.waits or self._format is not None or not isinstance(asked, dict):
             raise WireError("a request that this operation does not serve")
-        self._announced = take(asked, "format", str)
-        self._take(self._announced)
+        self._format = str(asked["format"])  # as ``replies`` has judged it
+        self._take(self._format)
         return None
 
     def confirm(self, format: str) -> None:
-        """Compare what a cell announced, where it was to, with what it answered at last."""
-        if self._announced != format and self.waits:
+        """Compare an answer with what the caller, or a cell before, has said: who is asked twice cannot change it."""
+        if self.waits and self._format is None:
+            raise SandboxError("protocol", "the cell did not announce the format", path=self._image.path)
+        if self._format not in (None, format):
             raise SandboxError("protocol", "the cell named two formats", path=self._image.path)
-
-
-def _facts(operation: str, value: Wire) -> ImageFacts:
-    try:
-        return ImageFacts.from_wire(take(value, "facts", dict) if operation == "check" else value)
-    except WireError as error:
-        raise SandboxError("protocol", f"the cell's reply cannot be used: {error}") from None
-
-
-def optional_number(value: Wire, key: str) -> int | None:
-    """Return a member of a reply that is a non-negative number or ``None``."""
-    number = take_optional(value, key, int)
-    if number is not None and number < 0:
-        raise WireError(f"'{key}' is negative")
-    return number
+        self._format = format

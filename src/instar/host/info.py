@@ -5,7 +5,7 @@ from __future__ import annotations
 from instar.core import NEWEST
 from instar.core.errors import HostError, ImageError, InstarError, printable
 from instar.core.units import SECTOR, align_up
-from instar.host.describe import describe
+from instar.host.describe import describe, info_budget
 from instar.host.files import extent_size_hint, open_image
 from instar.host.gate import Gate
 from instar.host.names import combine, strip_file_protocol
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from instar.core.wire import Wire
+    from instar.host.budget import Budget
     from instar.host.describe import Described
     from instar.host.files import OpenFile
 
@@ -194,6 +195,8 @@ def _one(
     isolation: Isolation,
     generation: tuple[int, int],
     force_share: bool,
+    *,
+    budget: Budget | None = None,
 ) -> ImageInfo:
     """Describe an image that has been opened, and close it."""
     with (
@@ -206,6 +209,7 @@ def _one(
             gate=gate,
             generation=generation,
             share=force_share,
+            budget=budget,
         ) as found,
     ):
         return ImageInfo(image.path, found)
@@ -248,7 +252,8 @@ def _follow(
     image = open_image(strip_file_protocol(path))
     image.path = path
     gate = Gate(image, allow)
-    chain.append(_one(image, format, gate, isolation, generation, force_share))
+    budget = info_budget()
+    chain.append(_one(image, format, gate, isolation, generation, force_share, budget=budget))
     seen = {chain[0].identity}
     rows = chain[0].count_rows()
     while (top := chain[-1]).backing_filename is not None and top.full_backing_filename is not None:
@@ -258,7 +263,7 @@ def _follow(
         try:
             image = gate.open(backing.name, relative_to=image.home)
             image.path = top.full_backing_filename
-            layer = _one(image, backing.format, gate, isolation, generation, force_share)
+            layer = _one(image, backing.format, gate, isolation, generation, force_share, budget=budget)
         except (ImageError, HostError) as error:
             error.path = error.path or top.filename
             error.image = error.image or error.path

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from instar.core.errors import SandboxError
 from instar.core.finding import MAX_FINDINGS
-from instar.core.wire import WireError, take, take_size
 from instar.host.cells import call
 from instar.sandbox.cell import MAX_FILES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from instar.core.wire import Wire
+    from instar.host.budget import Budget
     from instar.host.files import OpenFile
-    from instar.sandbox.cell import Isolation, Limits
+    from instar.sandbox.cell import Isolation
 
 _COUNTS = ("corruptions", "leaks", "check_errors")
 
@@ -30,43 +31,48 @@ def call_with_parts(
     parts: Sequence[OpenFile],
     *,
     isolation: Isolation,
-    limits: Limits,
-) -> Wire:
+    budget: Budget,
+) -> dict[str, Any]:
     """Run ``info`` or ``check`` with all the files that an image consists of, and return its answer.
 
     Raises:
         ImageError, HostError, SandboxError: as ``cells.call``.
     """
     known: list[Wire] = [None] * len(parts)
-    answers: list[Wire] = []
+    reports: list[dict[str, Any]] = []
+    answer: Any = {}
     step = MAX_FILES - 1
     for start in range(0, len(parts), step):
         window = range(start, min(start + step, len(parts)))
         rows: list[Wire] = [n - start + 1 if n in window else [fact] for n, fact in enumerate(known)]
         grants = [image.grant(), *(parts[n].grant() for n in window)]
-        answer = call(operation, {**args, "parts": rows}, grants, isolation=isolation, limits=limits, path=image.path)
-        answers.append(answer)
+        # What the cell before said is given up before this one speaks, but for what the next one is told.
+        answer = {}
+        answer = call(operation, {**args, "parts": rows}, grants, isolation=isolation, limits=budget, path=image.path)
+        if operation == "check":
+            reports.append(_report_of(answer, image.path))
         if len(window) < len(parts):
-            try:
-                facts = take(answer, "facts", dict) if operation == "check" else answer
-                said = take(take(facts, "extra", dict), "parts", list)
-                if len(said) != len(parts):
-                    raise WireError("not as many parts as there are")
-            except WireError as error:
-                raise SandboxError("protocol", f"the cell's reply cannot be used: {error}", path=image.path) from None
+            facts = answer["facts"] if operation == "check" else answer
+            said = facts["extra"].get("parts", ())
+            if len(said) != len(parts):
+                detail = "the cell's reply cannot be used: it has not as many parts as there are"
+                raise SandboxError("protocol", detail, path=image.path)
             known[window.start : window.stop] = said[window.start : window.stop]
-    if operation == "check" and len(answers) > 1:
-        return _together(answers, image.path)
-    return answers[-1]
+    if len(reports) > 1:
+        answer = {**answer, "report": _together(reports)}
+    whole: dict[str, Any] = answer
+    return whole
 
 
-def _together(answers: Sequence[Wire], path: str) -> Wire:
-    """Return the last answer, with what all reports found."""
-    try:
-        last = take({"answer": answers[-1]}, "answer", dict)
-        reports = [take(answer, "report", dict) for answer in answers]
-        findings = [row for report in reports for row in take(report, "findings", list)[:MAX_FINDINGS]]
-        counts: dict[str, Wire] = {name: sum(take_size(report, name) for report in reports) for name in _COUNTS}
-        return {**last, "report": {**reports[-1], **counts, "findings": findings[:MAX_FINDINGS]}}
-    except WireError as error:
-        raise SandboxError("protocol", f"the cell's reply cannot be used: {error}", path=path) from None
+def _report_of(answer: dict[str, Any], path: str) -> dict[str, Any]:
+    report: dict[str, Any] | None = answer["report"]
+    if report is None:
+        raise SandboxError("protocol", "the cell's reply cannot be used: it has no report", path=path)
+    return report
+
+
+def _together(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the last report, with what all of them found."""
+    findings = [row for report in reports for row in report["findings"]]
+    counts = {name: sum(report[name] for report in reports) for name in _COUNTS}
+    return {**reports[-1], **counts, "findings": findings[:MAX_FINDINGS]}

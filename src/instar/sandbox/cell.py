@@ -100,6 +100,13 @@ class Limits:
         self.reply_bytes = reply_bytes
         self.file_bytes = file_bytes
 
+    def but(self, **others: float) -> Limits:
+        """Return the same limits, but for those given."""
+        new = Limits()
+        for name in self.__slots__:
+            setattr(new, name, others.get(name, getattr(self, name)))
+        return new
+
 
 class Isolation:
     """How cells are to be made: the ``name`` asked for, and whether this process may fork directly.

@@ -18,7 +18,7 @@ from instar.cli.commands.shared import (
     switch_lines,
     wants_json,
 )
-from instar.cli.session import complain, say
+from instar.cli.session import complain, say, say_all
 from instar.core.errors import InstarError, printable
 
 TYPE_CHECKING = False
@@ -113,15 +113,19 @@ def _show(session: Session, images: Sequence[ImageInfo], *, json: bool, chain: b
         if image.extra.get("inconsistent_bitmaps") is True:
             _warn_of_bitmaps(session, image)
     if json:
-        from instar.cli.json import dumps
+        from instar.cli.json import pieces
         from instar.cli.render import info_object
 
         objects = [info_object(image, session.generation) for image in images]
-        say(dumps(objects if chain else objects[0]) + "\n")
+        say_all(pieces(objects if chain else objects[0]))
+        say("\n")
     else:
-        from instar.cli.render import info_text
+        from instar.cli.render import info_pieces
 
-        say("\n".join(info_text(image, session.generation) for image in images))
+        for index, image in enumerate(images):
+            if index:
+                say("\n")
+            say_all(info_pieces(image, session.generation))
 
 
 def _name_as_qemu(image: ImageInfo, source: Source) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 from instar.core.errors import HostError, ImageError, InstarError, OptionError, printable
+from instar.formats import find
 from instar.host.names import strip_file_protocol
 
 TYPE_CHECKING = False
@@ -103,8 +104,10 @@ QEMU: dict[str, str] = {
 }
 
 
-def _table(format: object, name: str) -> Mapping[object, str]:
-    """Return a table of a format's module, empty if there is none."""
+def _table(format: str | None, name: str) -> Mapping[object, str]:
+    """Return a table of a format's module, empty if there is none; what is no format's name imports nothing."""
+    if format is None or find(format, aliases=False) is None:
+        return {}
     module = f"instar.cli.messages.{format}"
     try:
         __import__(module)
@@ -115,9 +118,10 @@ def _table(format: object, name: str) -> Mapping[object, str]:
 
 
 def _fill(template: str, values: Mapping[str, object]) -> str:
+    """Fill in a template; whoever gave the values may have left out, or mistaken, what it needs."""
     try:
         return template.format(**{k: printable(str(v)) for k, v in values.items()})
-    except KeyError:
+    except (LookupError, TypeError, ValueError):
         return template
 
 
@@ -130,7 +134,7 @@ def option_words(error: OptionError, *, format: str | None, generation: tuple[in
                 "qemu-img: kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes."
             )
         stop = "." if generation < (10, 1) else ""
-        return f"Invalid image size specified: '{printable(str(error.values['value']))}'{stop}"
+        return f"Invalid image size specified: '{printable(str(error.values.get('value', '')))}'{stop}"
     template = _table(format, "QEMU").get(error.code) or QEMU.get(error.code)
     if error.code == "bad-choice" and generation < _CHOICE_WITH_OPTION:
         template = "Invalid parameter '{value}'"
@@ -138,7 +142,7 @@ def option_words(error: OptionError, *, format: str | None, generation: tuple[in
     if error.code == "image-too-large" and has_cluster_size:
         words += " (try using a larger cluster size)"
     if error.code == "backing-format-missing" and "detected" in error.values:
-        words += f"\nDetected format of {error.values['detected']}."
+        words += f"\nDetected format of {printable(str(error.values['detected']))}."
     return words
 
 
@@ -216,9 +220,12 @@ def inspect_words(error: InstarError, path: str, generation: tuple[int, int]) ->
 
 
 def finding_words(finding: Finding, format: str) -> str | None:
-    """Return qemu-img's line for a finding of ``check``; ``None`` if it has none."""
+    """Return qemu-img's line for a finding of ``check``; ``None`` if it has none, or has not the numbers for it."""
     template = _table(format, "FINDINGS").get(finding.code)
-    return None if template is None else template.format(*finding.values)
+    try:
+        return None if template is None else template.format(*finding.values)
+    except (LookupError, TypeError, ValueError):
+        return None
 
 
 def usage_words(error: UsageError, command: str, *, as_qemu: bool, generation: tuple[int, int]) -> str:

@@ -7,6 +7,7 @@ What lies past the end of the file reads as zeros, as in QEMU: a cut image is ju
 from __future__ import annotations
 
 from instar.core.errors import ImageError
+from instar.core.image import MAX_NAME
 from instar.core.reader import read_padded
 from instar.formats.qcow2.ondisk import (
     AUTOCLEAR_BITMAPS,
@@ -210,6 +211,9 @@ def open_image(reader: Reader, *, checking: bool = False) -> Image:
     _read_extensions(image, length, end)
     if checking and image.has_data_file and not image.data_file:
         raise bad("corrupt", "Header", "the image has a data file, but does not name it", field="data_file")
+    if image.has_data_file and image.data_file and len(image.data_file) > MAX_NAME:
+        detail, size = "the name of the data file is too long", len(image.data_file)
+        raise bad("too-large", "Header extension", detail, field="data_file", value=size, limit=MAX_NAME)
     if checking and image.data_file_raw and not image.has_data_file:
         detail = "the data file is said to be raw, but there is none"
         raise _header("corrupt", detail, "autoclear_features", image.autoclear)

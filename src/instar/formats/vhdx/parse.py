@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from instar.core.wire import Wire
     from instar.formats.vhdx.metadata import Metadata
 
+#: Bytes of a parent linkage that are told; a GUID in braces has 38.
+_MAX_LINKAGE = 64
+
 
 class Copy:
     """One of two copies of a header: where it stands, what is wrong with it ("" if nothing), what it says."""
@@ -359,7 +362,7 @@ def _facts(disk: Disk) -> ImageFacts:
     }
     parent = _parent(disk)
     if found.has_parent:
-        extra["parent_linkage"] = found.locator.get(b"parent_linkage", b"").decode("utf-8", "replace")
+        extra["parent_linkage"] = found.locator.get(b"parent_linkage", b"")[:_MAX_LINKAGE].decode("utf-8", "replace")
         if accepted := linkages(disk):
             extra["parent_identity"] = accepted[0]
     return ImageFacts(
