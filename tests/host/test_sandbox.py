@@ -17,6 +17,7 @@ import instar
 from instar.core.errors import EXIT_SANDBOX, OptionError, SandboxError
 from instar.host.sandbox import SelfTestResult, _how_to_open, _output_of, self_test
 from instar.sandbox.cell import Grant, Isolation, Limits
+from instar.sandbox.process import inherited
 from instar.sandbox.process.cell import ProcessCell
 from instar.sandbox.process.policy import RULES, Rule
 from instar.sandbox.selftest import FORBIDDEN, LIMITED, NOTHING, TRIALS, Trial, examine, run_trial
@@ -88,6 +89,12 @@ class TestTrials:
         assert len(trials) == len(TRIALS) - sum(trial.slow for trial in TRIALS) < len(TRIALS)
 
 
+#: What a fork would have to be left with for a trial to fail.
+INHERITED = {
+    "has no environment": "forget_environment",
+    "cannot write memory that its host shares": "drop_shared_memory",
+}
+
 #: What the filter would have to let through for a trial to get what it tries for.
 HOLES = (
     ("open a file", Rule("openat", 257, 56, "any", "")),
@@ -104,6 +111,8 @@ HOLES = (
     ("signal another process", Rule("kill", 62, 129, "any", "")),
     ("touch another process's memory", Rule("process_vm_writev", 311, 271, "any", "")),
     ("map executable memory", Rule("mmap", 9, 222, "any", "")),
+    ("map shared memory", Rule("mmap", 9, 222, "any", "")),
+    ("watch another process", Rule("clock_gettime", 228, 113, "any", "")),
     ("change its limits", Rule("prlimit64", 302, 261, "any", "")),
 )
 
@@ -121,7 +130,15 @@ class TestHoles:
 
     def test_are_tried_for_everything_forbidden(self) -> None:
         tried = {f"cannot {name}" for name, _ in HOLES} | {"ends at a wrong pointer"}
-        assert {trial.name for trial in FORBIDDEN} <= tried
+        assert {trial.name for trial in FORBIDDEN} <= tried | {*INHERITED}
+
+    @pytest.mark.parametrize("name", INHERITED)
+    def test_in_what_a_cell_inherits_are_found(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert run_trial(leaky(), BY_NAME[name])["passed"]
+        monkeypatch.setattr(inherited, INHERITED[name], lambda: None)
+        assert not run_trial(leaky(), BY_NAME[name])["passed"]
+        monkeypatch.undo()
+        assert run_trial(leaky(), BY_NAME[name])["passed"]
 
     @pytest.mark.parametrize("trial", LIMITED, ids=[trial.name for trial in LIMITED])
     def test_in_the_limits_are_found(self, trial: Trial) -> None:
@@ -138,7 +155,9 @@ class TestHoles:
         assert "something else" in str(row["said"])
 
     @pytest.mark.parametrize(
-        "trial", [t for t in TRIALS if t.ends == "reply" and t is not NOTHING], ids=lambda trial: trial.name
+        "trial",
+        [t for t in TRIALS if t.ends == "reply" and t is not NOTHING and t.name not in INHERITED],
+        ids=lambda trial: trial.name,
     )
     def test_in_a_cell_that_does_not_do_what_it_should_are_found(self, trial: Trial) -> None:
         def spoiled(job: bytes, files: list[GrantedFile], ask: Ask) -> bytes:

@@ -20,7 +20,17 @@ _PR_GET_DUMPABLE = 3
 @pytest.fixture(params=WAYS)
 def call(request: pytest.FixtureRequest) -> Callable[..., int]:
     """Each way of making a call."""
-    return WAYS[request.param]()
+    return WAYS[request.param]()[0]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_memory_is_copied_and_measured_by_address(way: str) -> None:
+    _, move, length_at, address_of_symbol = WAYS[way]()
+    text, copy = b"a text of C\0and more", bytes(20)
+    assert length_at(kernel.address_of(text)) == 11
+    move(kernel.address_of(copy), kernel.address_of(text), 20)
+    assert copy == text
+    assert address_of_symbol("environ") == kernel.address_of_symbol("environ")
 
 
 def test_gives_what_the_call_gives(call: Callable[..., int]) -> None:

@@ -113,7 +113,9 @@ class Isolation:
 
     ``single_threaded`` is a promise by the caller that no other thread runs or ever ran, that its memory holds no
     secret, and that nothing but instar's own code is run by a fork; without it cells are forked from a helper
-    process (see ``process.server``).
+    process (see ``process.server``). Memory here is what the program's objects and libraries have for themselves: a
+    cell gets a copy. What the program shares with others, and its environment, is taken away from a cell in any case
+    (see ``process.inherited``).
     ``floor`` is the weakest kind that may be used (``process`` or ``kvm``): with it ``auto`` steps down no further.
     ``said`` collects why a back end was passed over, for ``-v``.
     """

@@ -1,4 +1,4 @@
-"""System calls by number, for what Python has no function: sealing needs half a dozen, a machine's monitor some more.
+"""What Python has no function for: some system calls, by number, and memory by address, to be overwritten.
 
 Law: cheap to import. ``ctypes`` costs 3 to 8 ms, as much as starting and sealing a cell, so the C module below it
 is used, by its few names that have been the same since Python 2.5; should they change, ``ctypes`` takes over.
@@ -44,8 +44,11 @@ NUMBERS = {
 _COMMON = {"close_range": 436, "landlock_create_ruleset": 444, "landlock_restrict_self": 446}
 
 
-def _with_c_module() -> Callable[..., int]:
-    """Return ``syscall(2)``, every argument a machine word or the address of bytes."""
+Tools = tuple["Callable[..., int]", "Callable[[int, int, int], object]", "Callable[[int], int]", "Callable[[str], int]"]
+
+
+def _with_c_module() -> Tools:
+    """Return ``syscall(2)``, ``memmove``, ``strlen``, ``dlsym``; arguments are machine words or addresses of bytes."""
     import _ctypes
 
     class Word(_ctypes._SimpleCData):  # type: ignore[type-arg]
@@ -59,16 +62,31 @@ def _with_c_module() -> Callable[..., int]:
         _restype_ = Long
         _argtypes_ = (Word,) * 7
 
-    function = Function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "syscall"))  # type: ignore[arg-type]
+    class Move(_ctypes.CFuncPtr):
+        _flags_ = _ctypes.FUNCFLAG_CDECL
+        _restype_ = Word
+        _argtypes_ = (Word,) * 3
+
+    class Length(_ctypes.CFuncPtr):
+        _flags_ = _ctypes.FUNCFLAG_CDECL
+        _restype_ = Long
+        _argtypes_ = (Word,)
+
+    program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type]
+
+    def find(name: str) -> int:
+        return int(_ctypes.dlsym(program, name))
+
+    function, move, length = Function(find("syscall")), Move(find("memmove")), Length(find("strlen"))
 
     def call(number: int, *arguments: int | bytes | None) -> int:
         result = function(number, *arguments, *(0,) * (6 - len(arguments)))
         return -int(_ctypes.get_errno()) if result == -1 else int(result)
 
-    return call
+    return call, move, length, find
 
 
-def _with_ctypes() -> Callable[..., int]:
+def _with_ctypes() -> Tools:
     """Return the same, made of public names."""
     import ctypes
 
@@ -80,13 +98,24 @@ def _with_ctypes() -> Callable[..., int]:
         result = libc.syscall(number, *arguments, *(0,) * (6 - len(arguments)))
         return -ctypes.get_errno() if result == -1 else int(result)
 
-    return call
+    libc.strlen.restype = ctypes.c_size_t
+    libc.strlen.argtypes = (ctypes.c_void_p,)
+
+    def find(name: str) -> int:
+        return ctypes.addressof(ctypes.c_char.in_dll(libc, name))
+
+    return call, ctypes.memmove, libc.strlen, find
 
 
 try:
-    _call = _with_c_module()
+    _tools = _with_c_module()
 except (ImportError, AttributeError, TypeError, OSError):
-    _call = _with_ctypes()
+    _tools = _with_ctypes()
+
+_call = _tools[0]
+#: ``move(to, from, length)`` copies memory by address, ``length_at`` measures a text of C's, ``address_of_symbol``
+#: finds what the C library calls so. Nothing checks an address; a wrong one is a crash.
+move, length_at, address_of_symbol = _tools[1:]
 
 _numbers = {**_COMMON, **NUMBERS.get(os.uname().machine, {})}
 

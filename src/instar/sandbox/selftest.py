@@ -13,12 +13,13 @@ import errno
 import fcntl
 import mmap
 import os
+import posix
 import resource
 import time
 
 from instar.core.errors import SandboxError
 from instar.sandbox.cell import Grant, Limits, find
-from instar.sandbox.kernel import number_of, syscall
+from instar.sandbox.kernel import address_of, move, number_of, syscall
 from instar.sandbox.process.policy import FD_FILES
 
 TYPE_CHECKING = False
@@ -50,8 +51,12 @@ _ANSWER: Wire = {"answer": 42}
 _MFD_CLOEXEC, _MFD_NOEXEC_SEAL = 1, 8
 _TIOCGWINSZ = 0x5413
 
-#: A process that is not the cell.
+#: A process that is not the cell, and memory that it shares with others.
 _HOST = os.getpid()
+_SHARED = mmap.mmap(-1, mmap.PAGESIZE)
+#: Where the values of its environment lie, and what they are, with every bit turned: else they would be here too.
+_TURNED = bytes(range(255, -1, -1))
+_ENVIRONMENT = [(address_of(value), value.translate(_TURNED)) for value in posix.environ.values() if len(value) > 1]
 
 
 class Trial:
@@ -117,6 +122,15 @@ def _ask(job: bytes, files: list[GrantedFile], ask: Ask) -> bytes:
     return _OK if ask(_QUESTION) == _ANSWER else b"another answer"
 
 
+def _look_at_environment(job: bytes, files: list[GrantedFile], ask: Ask) -> bytes:
+    for place, turned in _ENVIRONMENT:
+        seen = bytes(len(turned))
+        move(address_of(seen), place, len(turned))
+        if seen.translate(_TURNED) == turned:
+            return b"it is there"
+    return b"it is there" if os.environ else _OK
+
+
 def _write_far(job: bytes, files: list[GrantedFile], ask: Ask) -> bytes:
     try:
         files[_BOTH].write(_FILE_BYTES, b"x")
@@ -148,6 +162,7 @@ WORKS = (
     Trial("computes", "a guest is an ordinary program, with the same results inside as outside", _compute),
     Trial("reads and writes its files", "that is what cells are for", _copy, written=_CONTENT[::-1]),
     Trial("asks its host", "the host answers what a cell may ask, and only that", _ask),
+    Trial("has no environment", "tokens and keys of other programs stand there", _look_at_environment),
 )
 
 
@@ -197,6 +212,8 @@ _FORBIDDEN: tuple[tuple[str, str, Callable[[], object]], ...] = (
         else ()
     ),
     ("map executable memory", "it would bring code of its own", lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_EXEC)),
+    ("map shared memory", "no limit counts what is behind it", lambda: mmap.mmap(-1, 4096)),
+    ("watch another process", "a clock would tell when it works", lambda: time.clock_gettime(~_HOST << 3 | 2)),
     ("change its limits", "limits would be none", lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0))),
 )
 
@@ -204,6 +221,13 @@ FORBIDDEN = (
     *(
         Trial(f"cannot {name}", reason, _does(act), ends="died", words="system call")
         for name, reason, act in _FORBIDDEN
+    ),
+    Trial(
+        "cannot write memory that its host shares",
+        "it would change the host, and whoever else has it",
+        _does(lambda: _SHARED.write_byte(1)),
+        ends="died",
+        words="crashed",
     ),
     Trial(
         "ends at a wrong pointer",
@@ -322,6 +346,9 @@ def run_trial(make: Make, trial: Trial) -> dict[str, Wire]:
         passed = ended == trial.ends and (said == "ok" if ended == "reply" else trial.words in said)
         if [os.pread(fd, _FILE_BYTES, 0) for fd in fds] != [_CONTENT, b"", trial.written]:
             passed, said = False, f"its files hold something else afterwards ({said})"
+        if _SHARED[0]:
+            passed, said = False, f"it has written into its host's memory ({said})"
+            _SHARED[0] = 0
     finally:
         for fd in fds:
             os.close(fd)

@@ -25,6 +25,7 @@ from instar.sandbox.process.channel import (
     converse,
     unpack_job,
 )
+from instar.sandbox.process.inherited import can_disinherit, disinherit
 from instar.sandbox.process.policy import FD_DOWN, FD_FILES, FD_UP, RULES
 from instar.sandbox.process.seal import arrange_descriptors, seal, why_unavailable
 
@@ -107,10 +108,12 @@ def become_cell(
     memory: int = 0,
     spare: bool = False,
     guest: Guest = main,
-    namespaces: bool = True,
+    direct: bool = True,
     rules: tuple[Rule, ...] = RULES,
 ) -> NoReturn:
     """Turn this freshly forked process into a cell, run one job, and end. Never returns.
+
+    ``direct`` is false for a fork of the fork server, which has entered namespaces and given up what it inherited.
 
     With ``kvm``, a descriptor of the device, the guest runs in a virtual machine with ``memory`` bytes to spare, and
     this process is its monitor; the machine is made before the order is taken, which comes later for a ``spare``.
@@ -127,17 +130,19 @@ def become_cell(
             os._exit(_live(guest))
 
         monitor = failure = None
-        if kvm is not None:
-            from instar.sandbox.kvm.monitor import Monitor
+        try:
+            if direct:
+                disinherit()
+            if kvm is not None:
+                from instar.sandbox.kvm.monitor import Monitor
 
-            try:
                 monitor = Monitor(kvm, body, memory)
                 if spare:
                     monitor.start_in_advance()
-            except Exception as error:
-                if spare:
-                    os._exit(CODE_UNSEALED)  # the order that will come may find better times
-                failure = error
+        except Exception as error:
+            if spare:
+                os._exit(CODE_UNSEALED)  # the order that will come may find better times
+            failure = error
         order = take_order()
         channel = CellChannel(order.up, order.down)
         try:
@@ -148,9 +153,9 @@ def become_cell(
             # From here on the old numbers may be those of granted files.
             channel = CellChannel(FD_UP, FD_DOWN)
             if monitor is None:
-                seal(order.files, order.limits, parent, namespaces=namespaces, rules=rules)
+                seal(order.files, order.limits, parent, namespaces=direct, rules=rules)
             else:
-                monitor.seal(order.files, order.limits, parent, namespaces=namespaces)
+                monitor.seal(order.files, order.limits, parent, namespaces=direct)
         except Exception as error:
             channel.send(b"X", f"{type(error).__name__}: {error}".encode("utf-8", "replace")[:400])
             os._exit(CODE_UNSEALED)
@@ -210,6 +215,8 @@ class ProcessCell:
         """See ``Cell.run``."""
         if len(files) > MAX_FILES:
             raise SandboxError("limit", f"{len(files)} files are too many for one cell, the limit is {MAX_FILES}")
+        # What a fork shares with its caller only ``/proc`` says. The fork server shares nothing with anybody.
+        self._direct = self._direct and can_disinherit()
         if self._direct and self._guest is main:
             preload(job)
         return self._run(job, files, limits, serve, None)

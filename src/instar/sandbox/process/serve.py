@@ -18,6 +18,7 @@ from instar.guest.main import preload, preload_all
 from instar.sandbox.cell import MAX_FILES, Grant, Limits
 from instar.sandbox.process.cell import Order, become_cell
 from instar.sandbox.process.channel import CODE_FAULT, CellChannel
+from instar.sandbox.process.inherited import can_disinherit, drop_shared_memory
 from instar.sandbox.process.policy import FD_DOWN, FD_UP
 from instar.sandbox.process.seal import arrange_descriptors, close_from, leave_namespaces
 from instar.sandbox.process.server import FD_CONTROL, MESSAGE_BYTES, READY
@@ -43,6 +44,8 @@ def serve() -> None:
         close_from(FD_CONTROL + 1)
         # Entered once here and inherited by every cell, for which they would take longer than all the rest.
         leave_namespaces()
+        if can_disinherit():
+            drop_shared_memory()
         preload_all()
         server = Server(control)
     except Exception as error:
@@ -225,7 +228,7 @@ class Server:
         def child() -> NoReturn:
             if extra is not None:
                 _preload_more(*extra)
-            become_cell(lambda: order, server, kvm=kvm, memory=memory, namespaces=False)
+            become_cell(lambda: order, server, kvm=kvm, memory=memory, direct=False)
 
         return _fork(child)
 
@@ -310,6 +313,6 @@ def _become_spare(order_fd: int, kvm: int, memory: int, server: int) -> NoReturn
                 os._exit(0)
             return read_order(message, fds)[0]
 
-        become_cell(take_order, server, kvm=FD_DOWN, memory=memory, spare=True, namespaces=False)
+        become_cell(take_order, server, kvm=FD_DOWN, memory=memory, spare=True, direct=False)
     finally:
         os._exit(CODE_FAULT)
