@@ -193,7 +193,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="iotests-") as scratch:
         real = Bench(folder, Path(scratch, "real"), str(shutil.which("qemu-img")))
         settings = f"export PYTHONPATH='{SOURCE}' INSTAR_DIALECT=qemu-img INSTAR_QEMU_VERSION={VERSION}\n"
-        ours = Bench(folder, Path(scratch, "ours"), f"'{sys.executable}' -m instar", settings)
+        ours = Bench(folder, Path(scratch, "ours"), f"'{sys.executable}' -P -m instar", settings)
         for format in arguments.format or FORMATS:
             tests = selected(real, format, arguments.test, again=arguments.again)
             failed, meant = [], 0

@@ -1,9 +1,8 @@
 """instar makes, inspects and checks virtual disk images that nobody should trust.
 
-Importing this package imports nothing else; each name is loaded on first use (PEP 562).
+Importing this package imports nothing else, not even ``__future__``, which ``python -m`` would look for in the working
+folder; each name is loaded on first use (PEP 562).
 """
-
-from __future__ import annotations
 
 __version__ = "0.1.0"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.sandbox.backends import KINDS
+from tests.sandbox.cells import SOURCE
 from tests.sandbox.programs import run
 
 PYTHONS = [f"3.{minor}" for minor in (11, 12, 13, 14)]
@@ -416,3 +417,36 @@ print(sorted(read(f"/proc/{server_pid()}/environ").decode().split("\\0")))
 """
         env = {**os.environ, "LD_LIBRARY_PATH": "/nowhere", "SECRET": "x"}
         assert run(program, tmp_path, kind, env=env) == "['', 'LC_ALL=C.UTF-8', 'LD_LIBRARY_PATH=/nowhere']\n"
+
+
+class TestLibraries:
+    """Where a cell's server looks for what an encrypted image needs."""
+
+    def test_are_not_looked_for_in_the_working_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "cryptography").mkdir()
+        (tmp_path / "cryptography" / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+        program = """
+os.chdir(HERE)
+sys.path[:0] = ["", ".", HERE, HERE + "/.", "relative"]
+sys.path.append(HERE)
+folders = server._library_folders()
+print(all(os.path.isabs(f) and not os.path.samefile(f, HERE) for f in folders), len(folders) > 1)
+instar.create("x", "1M", format="luks", options={"key-secret": "s", "iter-time": 10}, secrets={"s": b"x"},
+              isolation=Isolation(KIND))
+print(os.path.exists("ran"))
+"""
+        assert run(program, tmp_path, "process") == "True True\nFalse\n"
+
+    def test_are_looked_for_there_if_the_package_itself_lies_there(self, tmp_path: Path) -> None:
+        program = f"""
+os.chdir({str(SOURCE)!r})
+print(any(os.path.samefile(f, ".") for f in server._library_folders()))
+"""
+        assert run(program, tmp_path, "process") == "True\n"
+
+    def test_are_none_where_the_working_folder_is_gone(self, tmp_path: Path) -> None:
+        program = """
+os.mkdir(HERE + "/gone"); os.chdir(HERE + "/gone"); os.rmdir(HERE + "/gone")
+print(isinstance(server._library_folders(), list))
+"""
+        assert run(program, tmp_path, "process") == "True\n"

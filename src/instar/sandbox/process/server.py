@@ -135,9 +135,29 @@ def order_of(files: Sequence[Grant], limits: Limits, kvm: int | None = None, *, 
         "kvm": kvm is not None,
     }
     if preload is not None:
-        folders: list[Wire] = [os.path.abspath(path) for path in sys.path if path and os.path.isdir(path)]
-        order.update(preload=preload, paths=folders)
+        order.update(preload=preload, paths=[*_library_folders()])
     return encode(order)
+
+
+def _library_folders() -> list[str]:
+    """Return where this program looks for libraries, without its working folder, which may be a stranger's.
+
+    That is among them, often without anybody's wish, for ``-m``, ``-c`` and an empty item of ``PYTHONPATH``. A program
+    that has everything in one folder, instar too, means it.
+    """
+    package = os.path.dirname(_package_folder())
+
+    def is_strange(path: str) -> bool:
+        return os.path.samefile(path, ".") and not os.path.samefile(path, package)
+
+    try:
+        return [path for path in sys.path if os.path.isabs(path) and os.path.isdir(path) and not is_strange(path)]
+    except OSError:  # the working folder is gone, or one of the others just now
+        return []
+
+
+def _package_folder() -> str:
+    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def start_cell(order: bytes, files: Sequence[Grant], kvm: int | None = None) -> Served | None:
@@ -221,7 +241,7 @@ def _start_server() -> _socket.socket:
             "this program has no Python interpreter of its own to start a fork server with;"
             " if it has one thread, say so with Isolation(single_threaded=True)",
         )
-    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+    package = os.path.dirname(_package_folder())
     code = f"import sys; sys.path.insert(0, {package!r}); from instar.sandbox.process.serve import serve; serve()"
     argv = [sys.executable, "-I", "-S", *(["-B"] if sys.dont_write_bytecode else []), "-c", code]
     # Nothing of the caller's environment, save what its interpreter may need to find its own libraries.
