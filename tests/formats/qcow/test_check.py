@@ -43,6 +43,8 @@ def one(entries: dict[int, int], end: int) -> bytes:
 
 
 NAMED = empty(backing_file_offset=47, backing_file_size=4)[:48] + b"name" + bytes(600)
+#: A table and a cluster far from the L1 table.
+FAR = allocated({0: 9 * C}, {}, end=9 * C) + struct.pack(">Q", 10 * C).ljust(C, b"\0") + bytes(C)
 #: Name, image, (corruptions, leaks, allocated, fragmented, compressed clusters), a part of the finding.
 SAMPLES = [
     ("nothing", empty(), (0, 0, 0, 0, 0), ""),
@@ -63,6 +65,8 @@ SAMPLES = [
     ("compressed past the end", one({0: packed(2 * C, 513)}, 2 * C + 512), (1, 0, 1, 0, 1), "past the end"),
     ("compressed to nothing", one({0: packed(2 * C, 0)}, 2 * C), (1, 0, 1, 0, 1), "no length"),
     ("a lost cluster", one({0: 3 * C}, 4 * C), (0, 1, 1, 0, 0), "no table refers to"),
+    ("room before the first table", FAR, (0, 0, 1, 0, 0), ""),
+    ("room and nothing else", empty().ljust(9 * C, b"\0"), (0, 0, 0, 0, 0), ""),
     ("lost at the end", one({0: 2 * C}, 6 * C), (0, 3, 1, 0, 0), "no table refers to"),
     ("behind the disk", allocated({1: C}, {256: 2 * C}, end=3 * C), (0, 1, 1, 0, 0), "behind the end of the disk"),
     ("a table twice", allocated({0: C, 1: C}, {0: 2 * C}, end=3 * C), (1, 0, 1, 0, 0), OTHER),

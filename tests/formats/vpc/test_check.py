@@ -164,8 +164,9 @@ def test_a_disk_of_hyper_v_has_no_findings() -> None:
         ({0: FIRST, 2: FIRST + SPAN + 7}, []),
         ({0: FIRST - 1}, [("corruption", "BAT")]),
         ({0: 0}, [("corruption", "BAT")] * 3),
-        ({0: FIRST + SPAN}, [("leak", "file")]),
-        ({0: FIRST + 3 * SPAN + 9}, [("leak", "file")]),
+        ({0: FIRST + SPAN}, []),
+        ({0: FIRST, 1: FIRST + 2 * SPAN}, [("leak", "file")]),
+        ({0: FIRST, 1: FIRST + 4 * SPAN + 9}, [("leak", "file")]),
         ({6: FIRST}, [("leak", "BAT")]),
     ],
 )
@@ -178,8 +179,13 @@ def test_finds_blocks_that_are_in_the_way(entries: dict[int, int], findings: lis
 
 
 def test_counts_lost_blocks() -> None:
-    made = report(dynamic(entries={0: FIRST + 3 * SPAN + 9}))
-    assert (made.leaks, made.findings[0].offset) == (3, FIRST * 512)
+    made = report(dynamic(entries={0: FIRST + 4 * SPAN + 9, 1: FIRST}))
+    assert (made.leaks, made.findings[0].offset) == (3, (FIRST + SPAN) * 512)
+
+
+def test_room_before_the_first_block_is_no_leak() -> None:
+    """Writers leave it to align their blocks, or for a larger BAT."""
+    assert found(dynamic(entries={0: FIRST + 5 * SPAN + 9, 1: FIRST + 4 * SPAN + 9})) == []
 
 
 def test_counts_lost_blocks_before_the_footer() -> None:

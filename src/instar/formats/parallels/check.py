@@ -317,16 +317,15 @@ class _Bat:
         if self.size > end:
             lost = self.size - end
             there = self.opened.header.ext_off * SECTOR
-            what = ", where the format extension is" if end <= there < self.size else ""
-            self.report.add(
-                "leak",
-                "file",
-                f"{lost} bytes lie behind the last cluster that the BAT names{what}",
-                offset=end,
-                count=ceil_div(lost, self.cluster),
-                code="parallels-leak",
-                values=(lost,),
-            )
+            clusters = ceil_div(lost, self.cluster)
+            detail = f"{lost} bytes lie behind the last cluster that the BAT names"
+            if end <= there < self.size:
+                # The header names that cluster. QEMU counts it all the same.
+                detail += ", the format extension among them"
+                clusters -= 1
+                self.report.false_leaks += 1
+            severity = "leak" if clusters else "warning"
+            self.report.add(severity, "file", detail, offset=end, count=clusters, code="parallels-leak", values=(lost,))
 
     def _outside(self, indices: range) -> None:
         """Report clusters that are not in the file; those beyond what a report keeps are only counted."""

@@ -16,7 +16,6 @@ from instar.core.units import align_up, ceil_div
 from instar.formats.qcow.ondisk import (
     COMPRESSED,
     ENTRY_SIZE,
-    L1_ALIGNMENT,
     MAX_SECTORS,
     MAX_TABLE_BYTES,
     PIECE,
@@ -69,6 +68,7 @@ class _Walk:
         "cluster",
         "compressed",
         "end",
+        "first",
         "header",
         "image",
         "l1_bytes",
@@ -100,6 +100,8 @@ class _Walk:
         self.metadata.append((header.l1_table_offset, header.l1_table_offset + self.l1_bytes, "L1 table"))
         self.metadata_end = max(end for _, end, _ in self.metadata)
         self.end = self.previous = 0
+        #: Where the first table or cluster behind the L1 table lies.
+        self.first = image.size
         report.allocated_clusters = report.fragmented_clusters = report.compressed_clusters = 0
 
     def run(self) -> None:
@@ -147,6 +149,7 @@ class _Walk:
         Compressed clusters may share a sector. Whether their bytes in it overlap is not looked at.
         """
         self.end = max(self.end, end)
+        self.first = min(self.first, start)
         found = None
         if start < self.metadata_end:
             found = next((f"the {name}" for low, high, name in self.metadata if start < high and end > low), None)
@@ -204,6 +207,7 @@ class _Walk:
             return False
         self.whole.take(start // SECTOR, sectors)
         self.end = max(self.end, start + length)
+        self.first = min(self.first, start)
         self._count(len(entries), start, start + length)
         return True
 
@@ -238,17 +242,19 @@ class _Walk:
                 self._add("corruption", "L2 table", f"{name} overlaps {found}", place)
 
     def _leaks(self) -> None:
-        """Look for gaps that a cluster would fit into. Smaller ones are how writers align clusters."""
+        """Look for gaps behind the first table or cluster that a cluster and a table would fit into.
+
+        Smaller ones are how writers align either. Before the first nothing was ever in use: VirtualBox gives the
+        header and the L1 table whole clusters.
+        """
         for at in range(0, len(self.partial.data), PIECE):
             both = int.from_bytes(self.whole.data[at : at + PIECE], "little")
             both |= int.from_bytes(self.partial.data[at : at + PIECE], "little")
             piece = len(self.whole.data[at : at + PIECE])
             self.whole.data[at : at + PIECE] = both.to_bytes(piece, "little")
         sectors = self.cluster // SECTOR
-        # QEMU pads the L1 table, but does not align it.
-        padded = self.header.l1_table_offset + align_up(self.l1_bytes, L1_ALIGNMENT)
-        first = ceil_div(min(max(self.metadata_end, padded), self.image.size), SECTOR)
-        lost, place = self.whole.gaps(first, sectors)
+        first = ceil_div(max(self.metadata_end, self.first), SECTOR)
+        lost, place = self.whole.gaps(first, max(sectors, self.l2_bytes // SECTOR))
         if lost:
             self.report.add(
                 "leak",

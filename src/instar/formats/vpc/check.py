@@ -245,6 +245,7 @@ def _check_blocks(
     data_end = max(end for _, end, _ in regions)
     # A block behind the last table cannot meet any, and nearly every block is one.
     metadata_end = data_end
+    first_block = file_limit
     allocated = fragmented = 0
     previous_end = -1
     if not occupied.possible:
@@ -281,11 +282,13 @@ def _check_blocks(
             if not occupied.take(entry):
                 report.add("corruption", "BAT", f"block {index} at byte {start} overlaps another block", offset=place)
             data_end = max(data_end, end)
+            first_block = min(first_block, start)
     report.total_clusters = blocks
     report.allocated_clusters = allocated
     report.fragmented_clusters = fragmented
     report.image_end_offset = data_end + SECTOR
-    for start, lost in occupied.gaps(metadata_end, data_end):
+    # Before the first block nothing was ever in use: a writer may leave room there, to align the blocks or for the BAT.
+    for start, lost in occupied.gaps(max(metadata_end, first_block), data_end):
         report.add("leak", "file", f"room for {lost} blocks that no BAT entry points to", offset=start, count=lost)
     return data_end
 
