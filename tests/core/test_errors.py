@@ -93,6 +93,25 @@ def test_an_image_error_says_only_what_it_knows():
     assert str(ImageError("corrupt", "s" * 90, "x", field="f" * 90)) == "s" * 80 + "…: x (" + "f" * 80 + "…)"
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "expected", "shown"),
+    [
+        ("version", 3, 1, "version = 3, expected 1"),
+        ("magic", 0x514649FB, 0x00444551, "magic = 0x514649fb, expected 0x444551"),
+        ("magic", 0, 0x514649FB, "magic = 0x00000000, expected 0x514649fb"),
+        ("signature", 0, 0xBEDA107F, "signature = 0x00000000, expected 0xbeda107f"),
+        ("LUKS magic", 1, 0x4C554B53BABE, "LUKS magic = 0x000000000001, expected 0x4c554b53babe"),
+        ("cookie", 1 << 63, 0x6378737061727365, "cookie = 0x8000000000000000, expected 0x6378737061727365"),
+        ("magic", 5, None, "magic = 5"),
+        ("magic", -5, 1 << 64, "magic = -0x00000000000000005, expected 0x010000000000000000"),
+    ],
+)
+def test_what_must_be_equal_is_expected_and_no_limit(field, value, expected, shown):
+    error = ImageError("corrupt", "s", "d", field=field, value=value, expected=expected)
+    assert str(error) == f"s: d ({shown})"
+    assert "limit" not in error.facts()
+
+
 def test_facts_are_those_that_are_known():
     assert ImageError("corrupt", "header", "words").facts() == {
         "class": "ImageError",
@@ -100,7 +119,7 @@ def test_facts_are_those_that_are_known():
         "message": "header: words",
         "structure": "header",
     }
-    full = {"format": "f", "field": "x", "offset": 0, "value": 1, "limit": 2, "path": "p", "name": "n"}
+    full = {"format": "f", "field": "x", "offset": 0, "value": 1, "limit": 2, "expected": 3, "path": "p", "name": "n"}
     facts = ImageError("denied", "s", "d", **full).facts()
     assert {key: facts[key] for key in full} == full
     assert OptionError("the-code", "words", key="k", value=None).facts() == {

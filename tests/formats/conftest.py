@@ -41,7 +41,9 @@ def words(structure: str, detail: str) -> str:
 
 
 def _of_image_error(e: ImageError) -> str:
-    numbers = " ".join(name for name in ("offset", "value", "limit", "name") if getattr(e, name) is not None)
+    numbers = " ".join(
+        name for name in ("offset", "value", "limit", "expected", "name") if getattr(e, name) is not None
+    )
     return f"{e.kind} | {shape(e.structure)} | {shape(e.field)} | {numbers} | {words(e.structure, e.detail)}"
 
 

@@ -55,7 +55,20 @@ anything = st.recursive(
     scalars, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=3), x, max_size=3), max_leaves=6
 )
 likely = st.sampled_from(["image", "os", "limit", "internal", "corrupt", "denied", "\x1b[2J", "x" * 5000])
-names = ("class", "kind", "structure", "detail", "field", "offset", "value", "limit", "format", "errno", "file")
+names = (
+    "class",
+    "kind",
+    "structure",
+    "detail",
+    "field",
+    "offset",
+    "value",
+    "limit",
+    "expected",
+    "format",
+    "errno",
+    "file",
+)
 errors = st.dictionaries(st.sampled_from(names), likely | anything, max_size=len(names))
 
 
@@ -162,7 +175,7 @@ class TestDoor:
             UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
             ValueError("\ud800\udc80\x1b"),
             ImageError("corrupt", "\ud800" * 1000, "\udfff\udc80", field="\ud801", format="\udbff"),
-            ImageError("corrupt", "header", "x" * 10_000, value=1 << 100, offset=-(1 << 100), limit=5),
+            ImageError("corrupt", "header", "x" * 10_000, value=1 << 100, offset=-(1 << 100), limit=5, expected=6),
         ],
     )
     def test_turns_every_failure_into_facts(self, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +189,21 @@ class TestDoor:
         with pytest.raises(InstarError) as caught:
             answer(reply)
         _safe(caught.value)
+
+    def test_hands_on_every_fact_of_an_image(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from instar.guest import info
+
+        numbers = {"offset": 1, "value": 2, "limit": 3, "expected": 4}
+
+        def fail(args: object, files: object, ask: object) -> Wire:
+            raise ImageError("corrupt", "header", "words", field="version", format="qed", **numbers)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(info, "run", fail)
+        with pytest.raises(ImageError) as caught:
+            answer(main(encode({"op": "info", "args": {}}), [], lambda request: None))
+        facts = caught.value.facts()
+        assert {key: facts[key] for key in numbers} == numbers
+        assert (facts["structure"], facts["field"], facts["format"]) == ("header", "version", "qed")
 
     @settings(deadline=None)  # the machine may be busy
     @given(st.binary(max_size=60))

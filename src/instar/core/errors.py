@@ -29,6 +29,9 @@ EXIT_FAILURE = 1
 EXIT_SANDBOX = 70
 EXIT_INTERNAL = 71
 
+#: What formats call the bytes by which they are known.
+_MAGIC_FIELDS = ("magic", "signature", "cookie")
+
 #: Longest text of a detail that may come out of a cell.
 MAX_DETAIL = 400
 
@@ -231,7 +234,7 @@ class ImageError(InstarError):
         kind: one of ``IMAGE_KINDS``.
         structure, field: the names the format's specification uses.
         offset: host offset in bytes of the structure or field, where known.
-        value, limit: what was read, and what it was compared with.
+        value: what was read. limit: the most, or the least, that it may be. expected: the only thing that it may be.
         format: name of the format.
         path: the file, filled in by the host.
         name: of another file, as the image gives it, where the error is about that.
@@ -247,6 +250,7 @@ class ImageError(InstarError):
         offset: int | None = None,
         value: int | None = None,
         limit: int | None = None,
+        expected: int | None = None,
         format: str | None = None,
         path: str | None = None,
         name: str | None = None,
@@ -259,6 +263,7 @@ class ImageError(InstarError):
         self.offset = offset
         self.value = value
         self.limit = limit
+        self.expected = expected
         self.format = format
         self.path = path
 
@@ -273,14 +278,23 @@ class ImageError(InstarError):
         line = ": ".join([*parts, printable(self.detail, MAX_DETAIL)])
         numbers = []
         if self.value is not None:
-            numbers.append(f"{printable(self.field or 'value', 80)} = {self.value}")
+            numbers.append(f"{printable(self.field or 'value', 80)} = {self._shown(self.value)}")
         elif self.field is not None:
             numbers.append(printable(self.field, 80))
         if self.limit is not None:
             numbers.append(f"limit {self.limit}")
+        if self.expected is not None:
+            numbers.append(f"expected {self._shown(self.expected)}")
         if self.offset is not None:
             numbers.append(f"at byte {self.offset}")
         return f"{line} ({', '.join(numbers)})" if numbers else line
+
+    def _shown(self, number: int) -> str:
+        """Return a number as its field has it: a magic is known by its digits to the base of 16."""
+        if self.expected is None or self.field is None or not self.field.endswith(_MAGIC_FIELDS):
+            return str(number)
+        digits = -(-self.expected.bit_length() // 8) * 2
+        return f"{number:#0{digits + 2}x}"
 
     def facts(self) -> dict[str, object]:
         """Return the fields as JSON-able values, for scripts."""
@@ -291,6 +305,7 @@ class ImageError(InstarError):
             "offset": self.offset,
             "value": self.value,
             "limit": self.limit,
+            "expected": self.expected,
             "path": self.path,
             "name": self.name,
         }

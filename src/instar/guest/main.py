@@ -125,6 +125,7 @@ def _image_error(error: ImageError) -> dict[str, Wire]:
         "offset": number(error.offset),
         "value": number(error.value),
         "limit": number(error.limit),
+        "expected": number(error.expected),
         "format": None if error.format is None else _text(error.format),
     }
 

@@ -110,6 +110,7 @@ def error_of(facts: dict[str, Any], path: str, limits: Limits, files: Sequence[G
         offset=facts.get("offset"),
         value=facts.get("value"),
         limit=facts.get("limit"),
+        expected=facts.get("expected"),
         format=facts.get("format"),
         path=path,
     )

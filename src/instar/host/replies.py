@@ -48,6 +48,7 @@ _KINDS: dict[str, Check] = {
             "offset": _NUMBER,
             "value": _NUMBER,
             "limit": _NUMBER,
+            "expected": _NUMBER,
             "format": optional(_FORMAT),
         },
     ),

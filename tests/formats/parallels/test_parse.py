@@ -93,7 +93,9 @@ def test_refuses_what_qemu_refuses_in_its_words(tmp_path, name: str) -> None:
             facts(data, version)
         error = caught.value
         assert (error.kind, error.field) == wanted
-        words = QEMU_OPEN[wanted].format(value=error.value, hex=f"{error.value or 0:x}", limit=error.limit)
+        words = QEMU_OPEN[wanted].format(
+            value=error.value, hex=f"{error.value or 0:x}", limit=error.limit, expected=error.expected
+        )
         done = run(real(version), "info", "-f", "parallels", path)
         assert done.stderr == f"qemu-img: Could not open '{path}': {words}\n"
 

@@ -64,7 +64,7 @@ def test_refuses_what_qemu_refuses_in_its_words(tmp_path, fields, kind: str, fie
     assert (error.kind, error.field) == (kind, field)
     value = error.value or 0
     words = QEMU_OPEN[kind, field].format(
-        value=value, hex=f"{value:x}", limit=error.limit, high=value >> 16, low=value & 0xFFFF
+        value=value, hex=f"{value:x}", limit=error.limit, expected=error.expected, high=value >> 16, low=value & 0xFFFF
     )
     assert run("qemu-img", "info", "-f", "vdi", path).stderr == f"qemu-img: Could not open '{path}': {words}\n"
 

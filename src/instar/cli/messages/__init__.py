@@ -160,6 +160,7 @@ def open_words(error: InstarError, path: str) -> str:
         template = table.get((error.kind, error.field))
         number = "" if error.value is None else f"{error.value:x}"
         values = {"value": error.value, "hex": number, "limit": error.limit, "path": path, "detail": error.detail}
+        values["expected"] = error.expected
         # A version in two halves of a 32-bit number.
         values["high"], values["low"] = divmod(error.value or 0, 1 << 16)
         # A name out of the image, as the detail quotes it.

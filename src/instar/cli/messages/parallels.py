@@ -33,10 +33,10 @@ QEMU_OPEN: dict[tuple[str, str], str] = {
     ("corrupt", "bitmap"): (
         "Too small Bitmap Feature area in Parallels Format Extension: {value} bytes, expected at least {limit} bytes"
     ),
-    ("corrupt", "size"): "Bitmap size (in sectors) {value} differs from disk size in sectors {limit}",
+    ("corrupt", "size"): "Bitmap size (in sectors) {value} differs from disk size in sectors {expected}",
     ("out-of-bounds", "l1_size"): "Bitmaps feature corrupted: l1 table exceeds extension data_size",
     ("corrupt", "l1_size"): (
-        "Bitmap table size {value} does not correspond to bitmap size and cluster size. Expected {limit}"
+        "Bitmap table size {value} does not correspond to bitmap size and cluster size. Expected {expected}"
     ),
     ("out-of-bounds", "l1 entry"): "Failed to read bitmap data cluster: Input/output error",
 }

@@ -87,10 +87,13 @@ def read_header(image: Reader, base: int, *, generation: tuple[int, int]) -> Vol
 def _judge(volume: Volume) -> None:
     header, slots, base = volume.header, volume.slots, volume.base
     if header.magic != MAGIC:
-        raise _bad("this is not a LUKS header", "magic", None, base, kind="invalid-format", label="LUKS magic")
+        detail = "this is not a LUKS header"
+        magic, expected = (int.from_bytes(found, "big") for found in (header.magic, MAGIC))
+        raise _bad(detail, "magic", magic, base, kind="invalid-format", label="LUKS magic", expected=expected)
     if header.version != VERSION:
         detail = "the LUKS version is not 1"
-        raise _bad(detail, "version", header.version, base, kind="unsupported-feature", label="LUKS version")
+        kind, label = "unsupported-feature", "LUKS version"
+        raise _bad(detail, "version", header.version, base, kind=kind, label=label, expected=VERSION)
     for name in ("cipher_name", "cipher_mode", "hash_spec"):
         if b"\0" not in getattr(header, name):
             raise _bad("the name does not end with a NUL", name, None, base)
@@ -105,7 +108,15 @@ def _judge(volume: Volume) -> None:
             field, who, detail = fault
             value: int = getattr(slot, field)
             offset = base + Header.SIZE + KeySlot.SIZE * index + KeySlot.field(field).offset
-            raise ImageError("corrupt", "LUKS key slot", detail, field=f"{field} of {who}", value=value, offset=offset)
+            raise ImageError(
+                "corrupt",
+                "LUKS key slot",
+                detail,
+                field=f"{field} of {who}",
+                value=value,
+                expected=STRIPES if field == "stripes" else None,
+                offset=offset,
+            )
 
 
 def _judge_slot(slots: list[KeySlot], index: int, sectors: int, payload: int) -> tuple[str, str, str] | None:
@@ -200,8 +211,15 @@ def _unknown(what: str, name: str, field: str, base: int) -> ImageError:
 
 
 def _bad(
-    detail: str, field: str, value: int | None, base: int, *, kind: str = "corrupt", label: str | None = None
+    detail: str,
+    field: str,
+    value: int | None,
+    base: int,
+    *,
+    kind: str = "corrupt",
+    label: str | None = None,
+    expected: int | None = None,
 ) -> ImageError:
     """Make an error about a field of the header; ``label`` says more exactly what of it."""
     offset = base + Header.field(field).offset
-    return ImageError(kind, "LUKS header", detail, field=label or field, value=value, offset=offset)
+    return ImageError(kind, "LUKS header", detail, field=label or field, value=value, expected=expected, offset=offset)

@@ -37,10 +37,25 @@ MAX_EXTENSION = 16 * MiB
 
 
 def _refusal(
-    kind: str, field: str, detail: str, offset: int, value: int | None = None, limit: int | None = None
+    kind: str,
+    field: str,
+    detail: str,
+    offset: int,
+    value: int | None = None,
+    limit: int | None = None,
+    *,
+    expected: int | None = None,
 ) -> ImageError:
     return ImageError(
-        kind, "format extension", detail, field=field, offset=offset, value=value, limit=limit, format=FORMAT
+        kind,
+        "format extension",
+        detail,
+        field=field,
+        offset=offset,
+        value=value,
+        limit=limit,
+        expected=expected,
+        format=FORMAT,
     )
 
 
@@ -77,7 +92,7 @@ def read(image: Reader, header: Header, sectors: int) -> list[dict[str, Wire]]:
         raise _refusal("out-of-bounds", "ext_off end", "it lies where no file reaches", start)
     head = Extension.unpack(read_padded(image, start, Extension.SIZE))
     if head.magic != EXTENSION_MAGIC:
-        raise _refusal("corrupt", "magic", "its magic is wrong", start, head.magic)
+        raise _refusal("corrupt", "magic", "its magic is wrong", start, head.magic, expected=EXTENSION_MAGIC)
     if size > MAX_EXTENSION:
         raise _refusal("too-large", "size", "it is larger than 16 MiB", start, size, MAX_EXTENSION)
     if md5(_pieces(image, start + Extension.SIZE, size - Extension.SIZE)) != head.checksum:
@@ -125,7 +140,9 @@ def _bitmap(image: Reader, header: Header, sectors: int, offset: int, length: in
         raise _refusal("corrupt", "bitmap", "a bitmap is cut short", offset, length, Bitmap.SIZE)
     bitmap = Bitmap.unpack(read_padded(image, offset, Bitmap.SIZE))
     if bitmap.size != sectors:
-        raise _refusal("corrupt", "size", "a bitmap is for a disk of another size", offset, bitmap.size, sectors)
+        raise _refusal(
+            "corrupt", "size", "a bitmap is for a disk of another size", offset, bitmap.size, expected=sectors
+        )
     if 8 * bitmap.l1_size > length - Bitmap.SIZE:
         raise _refusal(
             "out-of-bounds",
@@ -145,7 +162,12 @@ def _bitmap(image: Reader, header: Header, sectors: int, offset: int, length: in
     expected = ceil_div(8 * words, header.tracks * SECTOR)
     if bitmap.l1_size != expected:
         raise _refusal(
-            "corrupt", "l1_size", "the table of a bitmap has another length", offset + 28, bitmap.l1_size, expected
+            "corrupt",
+            "l1_size",
+            "the table of a bitmap has another length",
+            offset + 28,
+            bitmap.l1_size,
+            expected=expected,
         )
     entries = table(read_padded(image, offset + Bitmap.SIZE, 8 * bitmap.l1_size), "Q", "<")
     # 0 and 1 stand for clusters of nothing but such bits.

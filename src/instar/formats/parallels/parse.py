@@ -67,7 +67,9 @@ class Opened:
                 self.data_start = header.data_off
 
 
-def _refusal(kind: str, field: str, detail: str, value: int, limit: int | None = None) -> ImageError:
+def _refusal(
+    kind: str, field: str, detail: str, value: int, limit: int | None = None, *, expected: int | None = None
+) -> ImageError:
     return ImageError(
         kind,
         "header",
@@ -75,6 +77,7 @@ def _refusal(kind: str, field: str, detail: str, value: int, limit: int | None =
         field=field,
         value=value,
         limit=limit,
+        expected=expected,
         offset=Header.field(field).offset,
         format=FORMAT,
     )
@@ -90,9 +93,11 @@ def open_image(image: Reader, generation: tuple[int, int]) -> Opened:
     """
     header = Header.unpack(read_padded(image, 0, Header.SIZE))
     if header.magic not in (MAGIC, MAGIC_OLD):
-        raise ImageError("invalid-format", "header", "this is no Parallels image", field="magic", format=FORMAT)
+        raise ImageError("invalid-format", "header", "this is not a Parallels image", field="magic", format=FORMAT)
     if header.version != VERSION:
-        raise _refusal("invalid-format", "version", "the version of the format is not 2", header.version, VERSION)
+        raise _refusal(
+            "invalid-format", "version", "the version of the format is not 2", header.version, expected=VERSION
+        )
     if not header.tracks:
         raise _refusal("corrupt", "tracks", "clusters have no sectors", header.tracks)
     if header.tracks > MAX_TRACKS:

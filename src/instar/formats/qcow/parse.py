@@ -61,7 +61,7 @@ def open_image(image: Reader) -> Opened:
     """
     header = Header.unpack(read_padded(image, 0, Header.SIZE))
     if header.magic != MAGIC:
-        raise ImageError("invalid-format", "header", "this is no qcow image", field="magic", format=FORMAT)
+        raise _refused("invalid-format", "magic", "this is not a qcow image", header.magic, expected=MAGIC)
     if header.version != VERSION:
         newer = header.version in (2, 3)
         raise ImageError(
@@ -70,6 +70,7 @@ def open_image(image: Reader) -> Opened:
             "this is a qcow2 image" if newer else "there is no such version",
             field="version of qcow2" if newer else "version",
             value=header.version,
+            expected=VERSION,
             offset=Header.field("version").offset,
             format=FORMAT,
         )
@@ -96,9 +97,20 @@ def open_image(image: Reader) -> Opened:
     return Opened(header, entries, _backing_name(image, header))
 
 
-def _refused(kind: str, field: str, detail: str, value: int, *, limit: int | None = None) -> ImageError:
-    place = Header.field(field).offset
-    return ImageError(kind, "header", detail, field=field, value=value, limit=limit, offset=place, format=FORMAT)
+def _refused(
+    kind: str, field: str, detail: str, value: int, *, limit: int | None = None, expected: int | None = None
+) -> ImageError:
+    return ImageError(
+        kind,
+        "header",
+        detail,
+        field=field,
+        value=value,
+        limit=limit,
+        expected=expected,
+        offset=Header.field(field).offset,
+        format=FORMAT,
+    )
 
 
 def _backing_name(image: Reader, header: Header) -> bytes | None:

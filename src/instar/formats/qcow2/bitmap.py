@@ -99,7 +99,7 @@ def read_bitmaps(image: Image) -> list[Bitmap]:
         needed = ceil_div(align_up(bits, _WORD_BITS) // 8, image.cluster_size)
         if bitmap.table_size != needed:
             detail = "the table does not fit the size of the disk"
-            raise bad("corrupt", _TABLE, detail, field="bitmap_table_size", value=bitmap.table_size, limit=needed)
+            raise bad("corrupt", _TABLE, detail, field="bitmap_table_size", value=bitmap.table_size, expected=needed)
         judge_table(image, bitmap)
     return bitmaps
 
@@ -117,22 +117,22 @@ def _directory(image: Image, where: BitmapsExtension) -> Iterator[Bitmap]:
         count += 1
         if count > where.nb_bitmaps:
             detail = "there are more bitmaps than the extension says"
-            raise bad("corrupt", _DIRECTORY, detail, field="nb_bitmaps", value=count, limit=where.nb_bitmaps)
+            raise bad("corrupt", _DIRECTORY, detail, field="nb_bitmaps", value=count, expected=where.nb_bitmaps)
         row = BitmapDirectoryEntry.unpack(window.read(start + position, BitmapDirectoryEntry.SIZE))
         length = BitmapDirectoryEntry.SIZE + row.name_size + row.extra_data_size
         length = align_up(length, BITMAP_ENTRY_ALIGNMENT)
         if position + length > size:
             raise bad("corrupt", _DIRECTORY, "an entry reaches past the end", offset=start + position)
         if row.extra_data_size:
-            detail = "a bitmap with extra data is not supported"
-            raise _bad(detail, "extra_data_size", row, start + position, 0, kind="unsupported-feature")
+            kind, detail = "unsupported-feature", "a bitmap with extra data is not supported"
+            raise _bad(detail, "extra_data_size", row, start + position, None, expected=0, kind=kind)
         _judge(image, row, start + position)
         name = window.read(start + position + BitmapDirectoryEntry.SIZE, row.name_size)
         yield Bitmap(row, text(name))
         position += length
     if count != where.nb_bitmaps:
         detail = "there are fewer bitmaps than the extension says"
-        raise bad("corrupt", _DIRECTORY, detail, field="nb_bitmaps", value=count, limit=where.nb_bitmaps)
+        raise bad("corrupt", _DIRECTORY, detail, field="nb_bitmaps", value=count, expected=where.nb_bitmaps)
 
 
 def _judge(image: Image, row: BitmapDirectoryEntry, offset: int) -> None:
@@ -143,16 +143,17 @@ def _judge(image: Image, row: BitmapDirectoryEntry, offset: int) -> None:
         raise _bad(detail, "bitmap_table_size", row, offset, MAX_BITMAP_TABLE_ENTRIES)
     if not row.bitmap_table_offset or row.bitmap_table_offset % cluster_size:
         detail = "a bitmap's table does not start at a multiple of the cluster size"
-        raise _bad(detail, "bitmap_table_offset", row, offset, cluster_size)
+        raise _bad(detail, "bitmap_table_offset", row, offset, None)
     if not MIN_BITMAP_GRANULARITY_BITS <= row.granularity_bits <= MAX_BITMAP_GRANULARITY_BITS:
         detail = "a bitmap's granularity is too small or too large"
         raise _bad(detail, "granularity_bits", row, offset, MAX_BITMAP_GRANULARITY_BITS)
     if row.flags & ~(BITMAP_IN_USE | BITMAP_AUTO):
-        raise _bad("a bitmap has unknown flags", "flags", row, offset, BITMAP_IN_USE | BITMAP_AUTO)
+        raise _bad("a bitmap has unknown flags", "flags", row, offset, None)
     if row.name_size > MAX_BITMAP_NAME:
         raise _bad("a bitmap's name is too long", "name_size", row, offset, MAX_BITMAP_NAME)
     if row.type != BITMAP_TYPE_DIRTY_TRACKING:
-        raise _bad("a bitmap has an unknown type", "type", row, offset, BITMAP_TYPE_DIRTY_TRACKING)
+        detail = "a bitmap has an unknown type"
+        raise _bad(detail, "type", row, offset, None, expected=BITMAP_TYPE_DIRTY_TRACKING)
     size = row.bitmap_table_size * cluster_size
     if size > MAX_BITMAP_BYTES:
         detail = "a bitmap's table is too large"
@@ -200,8 +201,15 @@ def _pieces(image: Image, bitmap: Bitmap) -> Iterator[tuple[int, bytes]]:
 
 
 def _bad(
-    detail: str, field: str, row: BitmapDirectoryEntry, offset: int, limit: int | None, *, kind: str = "corrupt"
+    detail: str,
+    field: str,
+    row: BitmapDirectoryEntry,
+    offset: int,
+    limit: int | None,
+    *,
+    expected: int | None = None,
+    kind: str = "corrupt",
 ) -> ImageError:
     value: int = getattr(row, field)
     where = offset + BitmapDirectoryEntry.field(field).offset
-    return bad(kind, _DIRECTORY, detail, field=field, value=value, limit=limit, offset=where)
+    return bad(kind, _DIRECTORY, detail, field=field, value=value, limit=limit, expected=expected, offset=where)

@@ -189,7 +189,7 @@ def open_image(reader: Reader, *, checking: bool = False) -> Image:
     head = read_padded(reader, 0, HEADER_V3_OFFSET + HeaderV3.SIZE + HeaderAdditional.SIZE)
     header = Header.unpack(head)
     if header.magic != MAGIC:
-        raise _header("invalid-format", "this is not a qcow2 image", "magic", header.magic, MAGIC)
+        raise _header("invalid-format", "this is not a qcow2 image", "magic", header.magic, expected=MAGIC)
     if header.version not in VERSIONS:
         raise _header("unsupported-feature", "the version is neither 2 nor 3", "version", header.version)
     if not MIN_CLUSTER_BITS <= header.cluster_bits <= MAX_CLUSTER_BITS:
@@ -307,8 +307,7 @@ def _table(image: Image, header: Header | Image, structure: str, counter: str, s
     place = _PLACES[counter]
     if offset & image.cluster_size - 1:
         detail = "the table does not start at a multiple of the cluster size"
-        limit = image.cluster_size
-        raise bad("corrupt", structure, detail, field=place, value=offset, limit=limit, offset=at(place))
+        raise bad("corrupt", structure, detail, field=place, value=offset, offset=at(place))
     if offset > _INT64_MAX - count * size:
         detail = "the table lies beyond the largest possible file"
         raise bad("out-of-bounds", structure, detail, field=place, value=offset, limit=MAX_LENGTH, offset=at(place))
@@ -372,28 +371,38 @@ def _crypto(image: Image, start: int, length: int) -> CryptoHeaderExtension:
     structure = "Full disk encryption header pointer"
     if image.crypt_method != CRYPT_LUKS:
         detail = "only an image with LUKS encryption may have this extension"
-        raise bad("invalid-format", structure, detail, field="crypt_method", value=image.crypt_method, offset=start)
+        raise bad(
+            "invalid-format",
+            structure,
+            detail,
+            field="crypt_method",
+            value=image.crypt_method,
+            expected=CRYPT_LUKS,
+            offset=start,
+        )
     if length != CryptoHeaderExtension.SIZE:
-        limit = CryptoHeaderExtension.SIZE
-        raise bad("corrupt", structure, "the extension has another length", value=length, limit=limit, offset=start)
+        detail, expected = "the extension has the wrong length", CryptoHeaderExtension.SIZE
+        raise bad("corrupt", structure, detail, value=length, expected=expected, offset=start)
     row = CryptoHeaderExtension.unpack(read_padded(image.reader, start, length))
     if row.offset & image.cluster_size - 1:
         detail = "the encryption header does not start at a multiple of the cluster size"
-        raise bad("corrupt", structure, detail, field="offset", value=row.offset, limit=image.cluster_size)
+        raise bad("corrupt", structure, detail, field="offset", value=row.offset)
     return row
 
 
 def _bitmaps(image: Image, start: int, length: int) -> None:
     structure = "Bitmaps extension"
     if length != BitmapsExtension.SIZE:
-        limit = BitmapsExtension.SIZE
-        raise bad("corrupt", structure, "the extension has another length", value=length, limit=limit, offset=start)
+        detail, expected = "the extension has the wrong length", BitmapsExtension.SIZE
+        raise bad("corrupt", structure, detail, value=length, expected=expected, offset=start)
     if not image.autoclear & AUTOCLEAR_BITMAPS:
         image.inconsistent_bitmaps = True
         return
     row = BitmapsExtension.unpack(read_padded(image.reader, start, length))
     if row.reserved:
-        raise bad("corrupt", structure, "a reserved field is not zero", field="reserved", value=row.reserved)
+        raise bad(
+            "corrupt", structure, "a reserved field is not zero", field="reserved", value=row.reserved, expected=0
+        )
     if row.nb_bitmaps > MAX_BITMAPS:
         detail = "there are too many bitmaps"
         raise bad("too-large", structure, detail, field="nb_bitmaps", value=row.nb_bitmaps, limit=MAX_BITMAPS)
@@ -402,8 +411,7 @@ def _bitmaps(image: Image, start: int, length: int) -> None:
     offset = row.bitmap_directory_offset
     if offset & image.cluster_size - 1:
         detail = "the bitmap directory does not start at a multiple of the cluster size"
-        limit = image.cluster_size
-        raise bad("corrupt", structure, detail, field="bitmap_directory_offset", value=offset, limit=limit)
+        raise bad("corrupt", structure, detail, field="bitmap_directory_offset", value=offset)
     if row.bitmap_directory_size > MAX_BITMAP_DIRECTORY_SIZE:
         detail = "the bitmap directory is too large"
         value, limit = row.bitmap_directory_size, MAX_BITMAP_DIRECTORY_SIZE
@@ -433,7 +441,7 @@ def _unknown_features(image: Image, offset: int, end: int) -> ImageError:
     if unknown:
         names.append(f"Unknown incompatible feature: {unknown:x}")
     detail = f"Unsupported qcow2 feature(s): {', '.join(names)}"
-    return _header("unsupported-feature", detail, "incompatible_features", image.incompatible, INCOMPATIBLE_KNOWN)
+    return _header("unsupported-feature", detail, "incompatible_features", image.incompatible)
 
 
 def bad(
@@ -444,10 +452,21 @@ def bad(
     field: str | None = None,
     value: int | None = None,
     limit: int | None = None,
+    expected: int | None = None,
     offset: int | None = None,
 ) -> ImageError:
     """Make an ``ImageError`` about a qcow2 image."""
-    return ImageError(kind, structure, detail, field=field, offset=offset, value=value, limit=limit, format=FORMAT)
+    return ImageError(
+        kind,
+        structure,
+        detail,
+        field=field,
+        offset=offset,
+        value=value,
+        limit=limit,
+        expected=expected,
+        format=FORMAT,
+    )
 
 
 def at(field: str) -> int:
@@ -459,9 +478,12 @@ def at(field: str) -> int:
     raise KeyError(field)
 
 
-def _header(kind: str, detail: str, field: str, value: int, limit: int | None = None) -> ImageError:
+def _header(
+    kind: str, detail: str, field: str, value: int, limit: int | None = None, *, expected: int | None = None
+) -> ImageError:
     """Make an error about one field of the header."""
-    return bad(kind, "Header", detail, field=field, value=value, limit=limit, offset=at(field))
+    offset = at(field)
+    return bad(kind, "Header", detail, field=field, value=value, limit=limit, expected=expected, offset=offset)
 
 
 def text(name: bytes) -> bytes:

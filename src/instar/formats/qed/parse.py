@@ -71,7 +71,7 @@ def open_image(image: Reader) -> Opened:
     """
     header = Header.unpack(read_padded(image, 0, Header.SIZE))
     if header.magic != MAGIC:
-        raise ImageError("invalid-format", "header", "this is no QED image", field="magic", format=FORMAT)
+        raise _refused("invalid-format", "magic", "this is not a QED image", header.magic, expected=MAGIC)
     unknown = header.features & ~FEATURES_KNOWN
     if unknown:
         raise _refused("unsupported-feature", "features", f"unknown feature bits {unknown:#x}", unknown)
@@ -106,9 +106,20 @@ def open_image(image: Reader) -> Opened:
     return opened
 
 
-def _refused(kind: str, field: str, detail: str, value: int, *, limit: int | None = None) -> ImageError:
-    place = Header.field(field).offset
-    return ImageError(kind, "header", detail, field=field, value=value, limit=limit, offset=place, format=FORMAT)
+def _refused(
+    kind: str, field: str, detail: str, value: int, *, limit: int | None = None, expected: int | None = None
+) -> ImageError:
+    return ImageError(
+        kind,
+        "header",
+        detail,
+        field=field,
+        value=value,
+        limit=limit,
+        expected=expected,
+        offset=Header.field(field).offset,
+        format=FORMAT,
+    )
 
 
 def backing_name(image: Reader, opened: Opened) -> bytes | None:

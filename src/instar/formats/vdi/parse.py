@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from instar.core.reader import Reader
 
 
-def _refusal(kind: str, field: str, detail: str, value: int | None, limit: int | None = None) -> ImageError:
+def _refusal(
+    kind: str, field: str, detail: str, value: int | None, limit: int | None = None, *, expected: int | None = None
+) -> ImageError:
     return ImageError(
         kind,
         "header",
@@ -38,6 +40,7 @@ def _refusal(kind: str, field: str, detail: str, value: int | None, limit: int |
         field=field,
         value=value,
         limit=limit,
+        expected=expected,
         offset=Header.field(field).offset,
         format=FORMAT,
     )
@@ -56,13 +59,14 @@ def open_image(image: Reader) -> tuple[Header, int]:
         raise _refusal("too-large", "disk_size", "the disk is too large", header.disk_size, MAX_SIZE)
     size = align_up(header.disk_size, SECTOR)
     if header.signature != SIGNATURE:
-        raise _refusal("invalid-format", "signature", "this is no VDI: the signature is another", header.signature)
+        raise _refusal("invalid-format", "signature", "this is not a VDI", header.signature, expected=SIGNATURE)
     if header.version != VERSION:
         raise _refusal(
             "unsupported-feature",
             "version",
             f"version {header.version >> 16}.{header.version & 0xFFFF} of the format is not 1.1",
             header.version,
+            expected=VERSION,
         )
     if header.offset_bmap % SECTOR:
         raise _refusal(
@@ -72,10 +76,12 @@ def open_image(image: Reader) -> tuple[Header, int]:
         raise _refusal("unsupported-feature", "offset_data", "the data is not at a multiple of 512", header.offset_data)
     if header.sector_size != SECTOR:
         raise _refusal(
-            "unsupported-feature", "sector_size", "sectors do not have 512 bytes", header.sector_size, SECTOR
+            "unsupported-feature", "sector_size", "sectors do not have 512 bytes", header.sector_size, expected=SECTOR
         )
     if header.block_size != BLOCK:
-        raise _refusal("unsupported-feature", "block_size", "blocks do not have 1 MiB", header.block_size, BLOCK)
+        raise _refusal(
+            "unsupported-feature", "block_size", "blocks do not have 1 MiB", header.block_size, expected=BLOCK
+        )
     room = header.blocks_in_image * BLOCK
     if size > room:
         raise ImageError(

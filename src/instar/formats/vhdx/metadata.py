@@ -69,7 +69,13 @@ def _table(image: Reader, region: int) -> list[MetadataTableEntry]:
     header = MetadataTableHeader.unpack(data)
     if header.signature != ondisk.METADATA_SIGNATURE:
         raise ImageError(
-            "corrupt", "metadata table", "the signature is not 'metadata'", field="signature", offset=region
+            "corrupt",
+            "metadata table",
+            "the signature is not 'metadata'",
+            field="signature",
+            value=int.from_bytes(header.signature, "big"),
+            expected=int.from_bytes(ondisk.METADATA_SIGNATURE, "big"),
+            offset=region,
         )
     if header.entry_count > ondisk.MAX_ITEMS:
         raise ImageError(

@@ -190,7 +190,12 @@ def _read_log(image: Reader, header: Header) -> tuple[Reader, int]:
         )
     if header.log_version != 0:
         raise ImageError(
-            "corrupt", "header", "the log has an unknown version", field="log_version", value=header.log_version
+            "corrupt",
+            "header",
+            "the log has an unknown version",
+            field="log_version",
+            value=header.log_version,
+            expected=0,
         )
     if header.log_guid == ondisk.NO_GUID or not header.log_length:
         return image, 0
@@ -269,9 +274,16 @@ def load(image: Reader) -> Disk:
     Raises:
         ImageError: the image cannot be opened; see the kinds at each step.
     """
-    if read_padded(image, ondisk.FILE_ID_OFFSET, 8) != ondisk.FILE_SIGNATURE:
+    signature = read_padded(image, ondisk.FILE_ID_OFFSET, 8)
+    if signature != ondisk.FILE_SIGNATURE:
         raise ImageError(
-            "invalid-format", "file identifier", "the signature is not 'vhdxfile'", field="signature", offset=0
+            "invalid-format",
+            "file identifier",
+            "the signature is not 'vhdxfile'",
+            field="signature",
+            value=int.from_bytes(signature, "big"),
+            expected=int.from_bytes(ondisk.FILE_SIGNATURE, "big"),
+            offset=0,
         )
     first, second = ondisk.HEADER_OFFSETS
     copies = (read_header(image, first), read_header(image, second))

@@ -115,9 +115,15 @@ class Extent:
 
 
 def _bad(
-    kind: str, detail: str, *, field: str | None = None, value: int | None = None, limit: int | None = None
+    kind: str,
+    detail: str,
+    *,
+    field: str | None = None,
+    value: int | None = None,
+    limit: int | None = None,
+    expected: int | None = None,
 ) -> ImageError:
-    return ImageError(kind, "sparse extent header", detail, field=field, value=value, limit=limit)
+    return ImageError(kind, "sparse extent header", detail, field=field, value=value, limit=limit, expected=expected)
 
 
 def _judge_tables(extent: Extent) -> Extent:
@@ -252,7 +258,15 @@ def open_sesparse(reader: Reader) -> Extent:
     """
     header = SeSparseHeader.unpack(read_padded(reader, 0, SeSparseHeader.SIZE))
     if header.magic != SESPARSE_MAGIC:
-        raise ImageError("invalid-format", "extent", "the file does not start as a seSparse extent does", offset=0)
+        raise ImageError(
+            "invalid-format",
+            "extent",
+            "the file does not start as a seSparse extent does",
+            field="magic",
+            value=header.magic,
+            expected=SESPARSE_MAGIC,
+            offset=0,
+        )
     known = {
         "version": SESPARSE_VERSION,
         "grain_size": SESPARSE_GRAIN,
@@ -263,11 +277,11 @@ def open_sesparse(reader: Reader) -> Extent:
         "reserved3": 0,
         "reserved4": 0,
     }
-    for name, value in known.items():
-        if getattr(header, name) != value:
-            raise _bad(
-                "unsupported-feature", "this kind of seSparse is not known", field=name, value=getattr(header, name)
-            )
+    for name, expected in known.items():
+        value: int = getattr(header, name)
+        if value != expected:
+            detail = "this kind of seSparse is not known"
+            raise _bad("unsupported-feature", detail, field=name, value=value, expected=expected)
     if header.pad.strip(b"\0"):
         raise _bad("unsupported-feature", "this kind of seSparse is not known", field="pad")
     start = header.volatile_header_offset * SECTOR

@@ -105,7 +105,7 @@ def open_image(image: Reader, generation: tuple[int, int]) -> Opened:
             raise ImageError(
                 "invalid-format",
                 "footer",
-                "this is no VHD: neither its first sector nor its last one is a footer",
+                "this is not a VHD: neither its first sector nor its last one is a footer",
                 field="cookie",
                 format=FORMAT,
             )
@@ -114,9 +114,10 @@ def open_image(image: Reader, generation: tuple[int, int]) -> Opened:
         raise ImageError(
             "corrupt",
             "footer",
-            f"the checksum is wrong, it should be {expected}",
+            "the checksum is wrong",
             field="checksum",
             value=footer.checksum,
+            expected=expected,
             offset=offset + Footer.field("checksum").offset,
             format=FORMAT,
         )
@@ -168,6 +169,8 @@ def _read_header(image: Reader, offset: int, virtual_size: int) -> Header:
             "dynamic disk header",
             "it does not start with 'cxsparse'",
             field="cookie",
+            value=int.from_bytes(header.cookie, "big"),
+            expected=int.from_bytes(HEADER_COOKIE, "big"),
             offset=offset,
             format=FORMAT,
         )
