@@ -14,7 +14,7 @@ from tests.support import QEMU_IMG, BytesReader, needs_qemu_img, qemu_img, qemu_
 
 from instar.core.errors import ImageError
 from instar.formats import TABLE, find
-from instar.guest.detect import choose, detect, preload
+from instar.guest.detect import choose, detect, looks_like, preload
 
 SOURCE = Path(__file__).parent.parent.parent / "src"
 PROBES = [(row.name, probe.offset, probe.magic) for row in TABLE for probe in row.probes]
@@ -238,3 +238,38 @@ class TestRealImages:
         with reader(path) as file:
             assert detect(file).name == "raw"
             assert choose(file, "vpc").name == "vpc"
+
+
+class TestLooks:
+    """What an image looks like that is read as something else: for people, never for a reader."""
+
+    @pytest.mark.parametrize(("name", "offset", "magic"), PROBES)
+    def test_like_the_format_that_detection_finds(self, name: str, offset: int, magic: bytes) -> None:
+        file = image((offset, magic))
+        assert looks_like(file, "raw") == name
+        assert looks_like(file, name) is None
+
+    @pytest.mark.parametrize("generation", [(7, 2), (10, 0), (11, 1)])
+    @pytest.mark.parametrize(("name", "offset", "magic"), [probe for probe in PROBES if probe[1] == 0])
+    def test_like_what_that_version_takes_a_file_of_two_kinds_for(
+        self, name: str, offset: int, magic: bytes, generation: tuple[int, int]
+    ) -> None:
+        if len(magic) > 0x40:
+            pytest.skip("this magic reaches over VDI's")
+        file = image((0, magic), (0x40, b"\x7f\x10\xda\xbe"))
+        assert looks_like(file, "raw", generation) == detect(file, generation).name
+
+    def test_like_a_vmdk_by_the_first_line_of_its_text(self) -> None:
+        assert looks_like(image((0, DESCRIPTOR)), "raw") == "vmdk"
+        assert looks_like(image((0, DESCRIPTOR)), "vmdk") is None
+
+    @pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 4096])
+    def test_like_nothing_if_there_is_nothing_to_see(self, size: int) -> None:
+        assert looks_like(image(size=size), "raw") is None
+
+    def test_like_a_fixed_vhd_only_with_data_before_its_footer(self) -> None:
+        footer = b"conectix" + bytes(52) + b"\0\0\0\2"
+        assert looks_like(image((-512, footer)), "raw") == "vhd-footer"
+        assert looks_like(image((-511, footer), size=4607), "raw") == "vhd-footer"
+        assert looks_like(image((-512, footer)), "qcow2") is None
+        assert looks_like(image((-512, footer.replace(b"\2", b"\3"))), "raw") is None

@@ -111,7 +111,12 @@ def _run(words: list[str]) -> int:
         return _usage(session, "Not enough arguments", "a command is missing")
     command = rest.pop(0)
     if command not in COMMANDS or (session.as_qemu and command in OWN_COMMANDS):
-        return _usage(session, f"Command not found: {command}", f"there is no command '{command}'")
+        from instar.cli.messages import LATER_COMMANDS
+
+        own = f"there is no command '{command}'"
+        if command in LATER_COMMANDS:
+            own = f"'{command}' is not there yet; this version has {', '.join(COMMANDS)}"
+        return _usage(session, f"Command not found: {command}", own)
     module = f"instar.cli.commands.{command}"
     __import__(module)
     code: int = sys.modules[module].run(session, rest)

@@ -6,6 +6,7 @@ has the declared shape to the last key, or is refused; texts in it are still tho
 
 from __future__ import annotations
 
+from instar.core.looks import WORDS
 from instar.core.schema import (
     NUMBER64,
     choice,
@@ -76,6 +77,10 @@ def _reference(value: Wire) -> None:
 _REFERENCE = row(role, data(MAX_NAME), optional(text(_MAX_FORMAT)), flag)
 
 
+#: What any image may look like beside what it was read as.
+_LOOKS_LIKE = choice(*WORDS)
+
+
 def shape(
     name: str, *, specific: Check = nothing, extra: Mapping[str, Check] | None = None, snapshots: int = 0
 ) -> Check:
@@ -89,7 +94,7 @@ def shape(
     """
     format = choice(name)
     within = nothing if specific is nothing else optional(record({"type": format, "data": specific}))
-    return _members(format, within, record({}, extra), snapshots)
+    return _members(format, within, record({}, {"looks_like": _LOOKS_LIKE, **(extra or {})}), snapshots)
 
 
 def _members(format: Check, specific: Check, extra: Check, snapshots: int) -> Check:

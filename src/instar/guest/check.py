@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from instar.core.errors import ImageError
 from instar.core.image import ImageFacts
+from instar.core.looks import advice
 from instar.core.wire import take_optional
-from instar.guest.detect import module
+from instar.guest.detect import looks_like, module
 from instar.guest.detect import preload as preload_formats
 from instar.guest.info import find_format, generation_of, parts_of
 
@@ -47,5 +48,8 @@ def run(args: dict[str, Wire], files: Sequence[Reader], ask: Ask) -> Wire:
         report = module(row.name, "check").check(files[0], parts, generation=generation_of(args))
     except ImageError as error:
         error.format = error.format or row.name
+        if row.name == "raw" and args.get("format") is None:
+            hint = advice(looks_like(files[0], row.name, generation_of(args)))
+            error.detail += "" if hint is None else f"; {hint}"
         raise
     return {"facts": facts.to_wire(), "report": report.to_wire()}

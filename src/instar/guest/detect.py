@@ -11,7 +11,9 @@ import sys
 
 from instar.core import NEWEST
 from instar.core.errors import ImageError
+from instar.core.looks import VHD_FOOTER
 from instar.core.reader import read_padded
+from instar.core.units import SECTOR, align_up
 from instar.formats import TABLE, Format, before_vdi, find
 
 TYPE_CHECKING = False
@@ -22,6 +24,19 @@ if TYPE_CHECKING:
 
 #: How much of the start of a file detection looks at.
 HEAD_BYTES = 4096
+#: Files that are no disks and often taken for such: where their magic is, and their word in ``core.looks``.
+_ARCHIVES = (
+    (0, b"\x1f\x8b\x08", "gzip"),
+    (0, b"\xfd7zXZ\0", "xz"),
+    (0, b"PK\x03\x04", "zip"),
+    (0, b"7z\xbc\xaf\x27\x1c", "7z"),
+    (257, b"ustar", "tar"),
+)
+_DESCRIPTOR = b"# Disk DescriptorFile"
+_VHD_COOKIE = b"conectix"
+#: Offset of the disk's type in a VHD's footer, and that of a fixed disk.
+_VHD_TYPE = slice(60, 64)
+_VHD_FIXED = b"\0\0\0\2"
 
 
 def detect(image: Reader, generation: tuple[int, int] = NEWEST) -> Format:
@@ -38,6 +53,29 @@ def detect(image: Reader, generation: tuple[int, int] = NEWEST) -> Format:
     return found
 
 
+def looks_like(image: Reader, name: str, generation: tuple[int, int] = NEWEST) -> str | None:
+    """Return what an image that is read as ``name`` looks like, a word of ``core.looks``; ``None`` if like that.
+
+    Text descriptors of VMDK are told by their first line: their reader may not have been loaded.
+    """
+    head = read_padded(image, 0, HEAD_BYTES)
+    found = [row.name for row in TABLE if _has_magic(image, head, row)]
+    if head.startswith(_DESCRIPTOR):
+        found.append("vmdk")
+    if "vdi" in found and any(early in found for early in before_vdi(generation)):
+        found.remove("vdi")
+    if found:
+        first = "vdi" if "vdi" in found else found[0]
+        return None if first == name else first
+    if name != "raw":
+        return None
+    end = align_up(image.size, SECTOR)
+    footer = read_padded(image, end - SECTOR, SECTOR) if end > SECTOR else b""
+    if footer.startswith(_VHD_COOKIE) and footer[_VHD_TYPE] == _VHD_FIXED:
+        return VHD_FOOTER
+    return next((word for offset, magic, word in _ARCHIVES if head.startswith(magic, offset)), None)
+
+
 def _first(image: Reader, head: bytes) -> Format:
     """Return the first row of the table that matches, VDI's left out."""
     for row in TABLE:
@@ -51,6 +89,10 @@ def _first(image: Reader, head: bytes) -> Format:
 
 def _matches(image: Reader, head: bytes, row: Format) -> bool:
     """Tell whether a file starts, or ends, as a format does."""
+    return _has_magic(image, head, row) or bool(row.name == "vmdk" and module("vmdk", "parse").is_descriptor(head))
+
+
+def _has_magic(image: Reader, head: bytes, row: Format) -> bool:
     for probe in row.probes:
         if probe.offset >= 0:
             found = head[probe.offset : probe.offset + len(probe.magic)]
@@ -59,7 +101,7 @@ def _matches(image: Reader, head: bytes, row: Format) -> bool:
             found = read_padded(image, image.size + probe.offset, len(probe.magic)) if there else b""
         if found == probe.magic:
             return True
-    return bool(row.name == "vmdk" and module("vmdk", "parse").is_descriptor(head))
+    return False
 
 
 def choose(image: Reader, name: str | None, generation: tuple[int, int] = NEWEST) -> Format:

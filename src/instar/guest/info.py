@@ -5,7 +5,7 @@ from __future__ import annotations
 from instar.core.errors import ImageError
 from instar.core.image import Elsewhere
 from instar.core.wire import take, take_optional
-from instar.guest.detect import choose, module
+from instar.guest.detect import choose, looks_like, module
 from instar.guest.detect import preload as preload_formats
 
 TYPE_CHECKING = False
@@ -58,12 +58,20 @@ def find_format(args: dict[str, Wire], image: Reader, ask: Ask) -> Format:
 
 
 def run(args: dict[str, Wire], files: Sequence[Reader], ask: Ask) -> Wire:
-    """Return ``ImageFacts`` as a wire value."""
+    """Return ``ImageFacts`` as a wire value.
+
+    What was taken for raw because it is nothing else may still look like something, and so may, if the job asks to
+    ``probe``, what is read in the format that it was said to have: ``extra["looks_like"]``.
+    """
     row = find_format(args, files[0], ask)
     try:
         facts = module(row.name, "parse").info(files[0], parts_of(args, files), generation=generation_of(args))
     except ImageError as error:
         error.format = error.format or row.name
         raise
+    if args.get("probe") or (row.name == "raw" and args.get("format") is None):
+        word = looks_like(files[0], row.name, generation_of(args))
+        if word is not None:
+            facts.extra["looks_like"] = word
     value: Wire = facts.to_wire()
     return value

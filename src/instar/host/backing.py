@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 
-from instar.core.errors import HostError, ImageError, OptionError, printable
+from instar.core.errors import HostError, ImageError, OptionError, SandboxError, printable
+from instar.core.looks import advice
 from instar.core.plan import Backing
 from instar.formats import find
 from instar.host.chain import Behind
@@ -19,14 +20,20 @@ from instar.host.names import combine, protocol_of, source_of, strip_file_protoc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from instar.core.wire import Wire
     from instar.host.output import Output
     from instar.host.outputs import Outputs
     from instar.host.request import Request
     from instar.sandbox.cell import Isolation
 
 
-def look_at_backing(request: Request, open_it: bool, isolation: Isolation, generation: tuple[int, int]) -> None:
-    """Judge the backing file's name, open it, learn its size in a cell: steps 10 to 13 of qemu-img's order."""
+def look_at_backing(
+    request: Request, open_it: bool, isolation: Isolation, generation: tuple[int, int], *, probe: bool = False
+) -> None:
+    """Judge the backing file's name, open it, learn its size in a cell: steps 10 to 13 of qemu-img's order.
+
+    With ``probe`` also learn what it looks like, whatever format it is said to have.
+    """
     name = request.settings.values.get("backing_file")
     if name is None:
         return
@@ -83,10 +90,14 @@ def look_at_backing(request: Request, open_it: bool, isolation: Isolation, gener
                 gate=None,
                 generation=generation,
                 share=True,
+                probe=probe,
             ) as found:
                 facts = found.facts
         except ImageError as error:
             error.role = "backing"
+            if probe and error.kind == "invalid-format":
+                hint = advice(_look_again(full, isolation, generation), "-F")
+                error.detail += "" if hint is None else f"; {hint}"
             raise
     request.behind = Behind(Gate(image), full, facts.references, isolation, generation)
     if format is None:
@@ -96,6 +107,8 @@ def look_at_backing(request: Request, open_it: bool, isolation: Isolation, gener
             f" if that is what it should be, give -F {facts.format}",
             detected=facts.format,
         )
+    word = facts.extra.get("looks_like")
+    request.backing_looks_like = word if isinstance(word, str) else None
     content_id = facts.extra.get("cid")
     known = facts.extra.get("identity")
     relative, absolute = _paths(strip_file_protocol(request.path), strip_file_protocol(name), full)
@@ -109,6 +122,23 @@ def look_at_backing(request: Request, open_it: bool, isolation: Isolation, gener
         relative=relative,
         absolute=absolute,
     )
+
+
+def _look_again(path: str, isolation: Isolation, generation: tuple[int, int]) -> Wire:
+    """Return what a backing file looks like that is not what it was said to be; ``None`` if that cannot be said."""
+    try:
+        with describe(
+            open_image(path),
+            operation="info",
+            format=None,
+            isolation=isolation,
+            gate=None,
+            generation=generation,
+            share=True,
+        ) as found:
+            return found.facts.extra.get("looks_like") if found.facts.format == "raw" else found.facts.format
+    except (ImageError, HostError, SandboxError):
+        return None  # what is said is what was wrong first
 
 
 def _unknown_format(format: str) -> OptionError:

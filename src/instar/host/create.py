@@ -134,9 +134,9 @@ def prepare(
         from instar.host.backing import look_at_backing
 
         # A cell that looks at what somebody else made is not forked from a program that holds passphrases.
-        apart = Isolation(isolation.name) if secrets else isolation
+        apart = Isolation(isolation.name, floor=isolation.floor) if secrets else isolation
         apart.said = isolation.said
-        look_at_backing(request, open_backing, apart, generation)
+        look_at_backing(request, open_backing, apart, generation, probe=not as_qemu)
     _settle_size(request)
     if announce is not None:
         announce(request)

@@ -91,17 +91,21 @@ def describe(
     budget: Budget | None = None,
     share: bool = False,
     read: bool = False,
+    probe: bool = False,
 ) -> Described:
     """Run ``info`` or ``check`` on an image; a second time with the files it cannot be described without, if any.
 
     A check may ask for the image's parent in the same way; that one may be missing.
     Without a gate no other file is opened. The result owns ``image`` and closes it. The image is locked while it is
-    described, as ``locks.hold`` says of ``share`` and ``read``. ``budget`` is that of the whole operation.
+    described, as ``locks.hold`` says of ``share`` and ``read``. ``budget`` is that of the whole operation. ``probe`` is
+    whether the cell is to say what the image looks like, whatever ``format``.
 
     Raises:
         ImageError, HostError, SandboxError: as ``cells.call`` and ``Gate.open``.
     """
     args: dict[str, Wire] = {"format": format, "major": generation[0], "minor": generation[1], "parts": []}
+    if probe:
+        args["probe"] = True
     lock = _Lock(image, format, share=share, read=read)
     args["announce"] = lock.waits
     budget = budget or info_budget()

@@ -47,6 +47,8 @@ class CreateResult:
         metadata_bytes: bytes written; file_size: length of the new file.
         files: name and length in bytes of every file of the image, itself first.
         backing_filename: as recorded, ``None`` if there is none.
+        backing_looks_like: a word of ``core.looks`` if the backing file looks like another format than it was said
+            to have, else ``None``.
         options: every option of the format with the value used.
         in_place: why a target was written in place instead of being replaced, or ``None``.
         warnings: option and reason of what the file system refused, though the image is made.
@@ -54,6 +56,7 @@ class CreateResult:
 
     __slots__ = (
         "backing_filename",
+        "backing_looks_like",
         "file_size",
         "filename",
         "files",
@@ -90,6 +93,7 @@ class CreateResult:
         names = [request.path, *(output.path for output in outputs if output is not outputs.image)]
         self.files = list(zip(names, sizes, strict=True))
         self.backing_filename = None if request.backing is None else request.backing.name
+        self.backing_looks_like = request.backing_looks_like
         self.options = options
         self.in_place = outputs.in_place
         self.warnings = warnings

@@ -62,10 +62,11 @@ class Request:
         row: the format. ``rows``: its options and the file's.
         settings: what was given, backing file included. ``size``: bytes asked for.
         backing: what is known of the backing file, ``None`` without one. behind: what that names, if it was opened.
+        backing_looks_like: what it looks like if not the format that it was said to have, a word of ``core.looks``.
         parent_in_use: why its content ID cannot be relied on; qemu-img finds that out when it writes the image.
     """
 
-    __slots__ = ("backing", "behind", "parent_in_use", "path", "row", "rows", "settings", "size")
+    __slots__ = ("backing", "backing_looks_like", "behind", "parent_in_use", "path", "row", "rows", "settings", "size")
 
     def __init__(self, path: str, row: Format, rows: tuple[Option, ...], settings: Settings) -> None:
         self.path = path
@@ -75,6 +76,7 @@ class Request:
         self.size = 0
         self.backing: Backing | None = None
         self.behind: Behind | None = None
+        self.backing_looks_like: str | None = None
         self.parent_in_use: HostError | None = None
 
 

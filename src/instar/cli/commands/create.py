@@ -126,6 +126,9 @@ def run(session: Session, argv: list[str]) -> int:
         say(dumps(result_object(result), qemu_order=False) + "\n")
     elif not session.as_qemu and not quiet:
         say(created_line(result))
+    if not session.as_qemu and not quiet and not json:  # the object has them
+        for note in _notes(result):
+            complain(f"instar: note: {note}")
     return 0
 
 
@@ -248,6 +251,7 @@ def created_line(result: CreateResult) -> str:
 
 def result_object(result: CreateResult) -> dict[str, object]:
     """Return what ``--output=json`` prints."""
+    notes = _notes(result)
     top: dict[str, object] = {
         "filename": result.filename,
         "format": result.format,
@@ -262,7 +266,17 @@ def result_object(result: CreateResult) -> dict[str, object]:
         "backing-filename": result.backing_filename,
         "in-place": result.in_place,
         "options": dict(result.options),
+        **({"notes": notes} if notes else {}),
     }
+
+
+def _notes(result: CreateResult) -> list[str]:
+    """Return what helps people on; where nothing can, nothing is loaded for it."""
+    if result.format != "vpc" and result.backing_looks_like is None:
+        return []
+    from instar.cli.hints import of_creation
+
+    return of_creation(result)
 
 
 def _print_options(session: Session, format: str, path: str | None) -> int:

@@ -112,6 +112,11 @@ def _show(session: Session, images: Sequence[ImageInfo], *, json: bool, chain: b
     for image in images:
         if image.extra.get("inconsistent_bitmaps") is True:
             _warn_of_bitmaps(session, image)
+    if not session.as_qemu and any(image.format in ("raw", "vpc") for image in images):
+        from instar.cli.hints import of_image
+
+        for note in (note for image in images for note in of_image(image)):
+            complain(f"instar: note: {note}")
     if json:
         from instar.cli.json import pieces
         from instar.cli.render import info_object

@@ -57,9 +57,10 @@ def read(
     try:
         parsed = parse(switches, argv, numbers_are_words=True)
     except UsageError as error:
-        from instar.cli.messages import usage_words
+        from instar.cli.messages import later_words, usage_words
 
-        complain(usage_words(error, command, as_qemu=False, generation=session.generation))
+        later = later_words(error, command)
+        complain(later or usage_words(error, command, as_qemu=False, generation=session.generation))
         raise Stop(1) from None
     if parsed.has("help"):
         say(help_text())

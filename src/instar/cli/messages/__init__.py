@@ -261,6 +261,21 @@ def usage_words(error: UsageError, command: str, *, as_qemu: bool, generation: t
     return f"qemu-img {command}: {words}\n{hint(command, as_qemu=True, generation=generation)}"
 
 
+#: What qemu-img can and instar cannot yet: commands, and options by command.
+LATER_COMMANDS = (
+    *("amend", "bench", "bitmap", "commit", "compare", "convert", "dd", "map", "measure", "rebase", "resize"),
+    "snapshot",
+)
+_LATER_OPTIONS = {"check": ("-r", "--repair")}
+
+
+def later_words(error: UsageError, command: str) -> str | None:
+    """Return what is printed, not as qemu-img, for an option that is not there yet; ``None`` for any other."""
+    if error.kind != "unknown" or error.option not in _LATER_OPTIONS.get(command, ()):
+        return None
+    return f"instar: '{error.option}' is not there yet: this version finds damage and does not repair it"
+
+
 def hint(command: str, *, as_qemu: bool, generation: tuple[int, int]) -> str:
     """Return the line that says where help is."""
     if not as_qemu:
