@@ -7,6 +7,7 @@ decision, and so is a changed one. ``INSTAR_RENEW_FACTS=1 ./dev test tests/forma
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from pathlib import Path
@@ -61,6 +62,7 @@ def _of_finding(f: Finding) -> str:
 def _watch(cls: type, line: Callable[..., str]) -> None:
     made = cls.__init__
 
+    @functools.wraps(made)
     def init(self: object, *args: object, **named: object) -> None:
         made(self, *args, **named)
         met.add(line(self))
