@@ -50,7 +50,7 @@ def test_without_the_switch_no_backing_file_is_opened(folder):
     assert instar("info", "top.qcow2", cwd=folder).returncode == 0
     done = instar("info", "--backing-chain", "top.qcow2", cwd=folder)
     assert done.returncode == 1
-    assert done.stderr == "instar: top.qcow2: reference: the image names 'mid.qcow2', which does not exist\n"
+    assert done.stderr == "instar: top.qcow2: backing: the image names 'mid.qcow2', which does not exist\n"
 
 
 def test_of_a_broken_chain_all_above_the_fault_is_printed(folder):
@@ -61,7 +61,7 @@ def test_of_a_broken_chain_all_above_the_fault_is_printed(folder):
         "image: top.qcow2",
         "image: mid.qcow2",
     ]
-    assert done.stderr == "instar: mid.qcow2: reference: the image names 'base.raw', which does not exist\n"
+    assert done.stderr == "instar: mid.qcow2: backing: the image names 'base.raw', which does not exist\n"
     done = instar("info", "--backing-chain", "--output=json", "top.qcow2", cwd=folder)
     assert done.returncode == 1
     assert [image["filename"] for image in json.loads(done.stdout)] == ["top.qcow2", "mid.qcow2"]

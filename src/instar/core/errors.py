@@ -87,6 +87,8 @@ class InstarError(Exception):
     image: str | None = None
     #: What an operation on a chain had described before: the ``ImageInfo`` of each image, the topmost first.
     described: Sequence[Any] = ()
+    #: The image that names the file at fault as its backing file, where that was opened as an image of its own.
+    named_by: str | None = None
 
     def __init__(self, detail: str = "") -> None:
         super().__init__(detail)
@@ -101,7 +103,9 @@ class InstarError(Exception):
         return {"class": type(self).__name__, "kind": self.kind, "message": self.sentence()}
 
     def __str__(self) -> str:
-        return self.sentence()
+        if self.named_by is None:
+            return self.sentence()
+        return f"{self.sentence()}; it is the backing file of {printable(self.named_by)}"
 
     # Python would call the class again with ``args``, which are not what constructors here take: whoever waits for the
     # result of another process would get a ``TypeError`` instead, or wait for ever.
@@ -238,7 +242,10 @@ class ImageError(InstarError):
         format: name of the format.
         path: the file, filled in by the host.
         name: of another file, as the image gives it, where the error is about that.
+        errno: why that file cannot be opened, where the system has a number for it.
     """
+
+    errno: int | None = None
 
     def __init__(
         self,
@@ -331,6 +338,9 @@ class HostError(InstarError):
     def sentence(self) -> str:
         """Say what could not be done with which file, and why."""
         line = f"{printable(self.path)}: cannot {self.action}: {self.strerror}"
+        if self.image is not None and self.image != self.path:
+            shown = printable(self.path)
+            line = f"{printable(self.image)}: cannot {self.action} '{shown}', which it names: {self.strerror}"
         return f"{line}; {printable(self.detail)}" if self.detail else line
 
     def facts(self) -> dict[str, object]:

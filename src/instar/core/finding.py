@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 #: itself could not look at a part. ``warning``: unusual, harmless; never changes an exit code.
 SEVERITIES = ("corruption", "leak", "error", "warning")
 
+#: ``Finding.code`` of a corruption that qemu-img does not look for.
+UNSEEN = "unseen"
+
 #: Findings beyond this many are counted but not kept.
 MAX_FINDINGS = 1000
 #: Longest texts of a finding, in characters, and most values of its code.
 MAX_STRUCTURE, MAX_DETAIL, MAX_VALUES = 200, 1000, 8
 
-_TOTALS = ("corruptions", "leaks", "false_leaks", "check_errors")
+_TOTALS = ("corruptions", "unseen", "leaks", "false_leaks", "check_errors")
 _SIZES = ("image_end_offset", "total_clusters", "allocated_clusters", "fragmented_clusters", "compressed_clusters")
 _WIDE = number((1 << 127) - 1, least=1 - (1 << 127))
 
@@ -82,6 +85,7 @@ class Report:
 
     ``image_end_offset`` … ``compressed_clusters`` stay ``None`` where a format does not count them.
     ``false_leaks`` are clusters that qemu-img takes for leaks and that are none; they are not among ``leaks``.
+    ``unseen`` are corruptions that qemu-img does not look for; they are among ``corruptions``.
     """
 
     __slots__ = (
@@ -95,11 +99,13 @@ class Report:
         "image_end_offset",
         "leaks",
         "total_clusters",
+        "unseen",
     )
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
         self.corruptions = 0
+        self.unseen = 0
         self.leaks = 0
         self.false_leaks = 0
         self.check_errors = 0
@@ -123,12 +129,20 @@ class Report:
         """Count ``count`` findings of a severity and keep one, as long as there is room."""
         if severity == "corruption":
             self.corruptions += count
+            self.unseen += count if code == UNSEEN else 0
         elif severity == "leak":
             self.leaks += count
         elif severity == "error":
             self.check_errors += count
         if len(self.findings) < MAX_FINDINGS:
             self.findings.append(Finding(severity, structure, detail, offset=offset, code=code, values=values))
+
+    def mark_unseen(self) -> None:
+        """Take all corruptions so far for such that qemu-img does not look for."""
+        self.unseen = self.corruptions
+        for finding in self.findings:
+            if finding.severity == "corruption":
+                finding.code = UNSEEN
 
     def to_wire(self) -> Wire:
         """Return the report as values that cross the seam."""

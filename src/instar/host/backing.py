@@ -12,7 +12,7 @@ from instar.core.looks import advice
 from instar.core.plan import Backing
 from instar.formats import find
 from instar.host.chain import Behind
-from instar.host.describe import describe
+from instar.host.describe import describe, refusal
 from instar.host.files import open_image
 from instar.host.gate import Gate
 from instar.host.locks import hold
@@ -26,9 +26,18 @@ if TYPE_CHECKING:
     from instar.host.request import Request
     from instar.sandbox.cell import Isolation
 
+#: What QEMU does not open but shows shorter: the new image would end before the disk.
+_SHORTER = ("access", "type")
+
 
 def look_at_backing(
-    request: Request, open_it: bool, isolation: Isolation, generation: tuple[int, int], *, probe: bool = False
+    request: Request,
+    open_it: bool,
+    isolation: Isolation,
+    generation: tuple[int, int],
+    *,
+    probe: bool = False,
+    as_qemu: bool = False,
 ) -> None:
     """Judge the backing file's name, open it, learn its size in a cell: steps 10 to 13 of qemu-img's order.
 
@@ -91,8 +100,13 @@ def look_at_backing(
                 generation=generation,
                 share=True,
                 probe=probe,
+                as_qemu=as_qemu,
             ) as found:
                 facts = found.facts
+                refused = refusal(facts)
+                if refused is not None and refused.field in _SHORTER:
+                    refused.path = full
+                    raise refused
         except ImageError as error:
             error.role = "backing"
             if probe and error.kind == "invalid-format":

@@ -31,6 +31,7 @@ class CheckResult:
         findings: in the order found, at most ``MAX_FINDINGS``; the totals count all.
         corruptions, leaks, check_errors: totals in qemu-img's units.
         false_leaks: clusters that qemu-img counts as leaked and that are not; not among ``leaks``.
+        unseen: corruptions that qemu-img does not look for, among ``corruptions``; the code of their findings.
         image_end_offset, total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters:
             as qemu-img prints them, ``None`` where the format does not count them.
     """
@@ -48,6 +49,7 @@ class CheckResult:
         "image_end_offset",
         "leaks",
         "total_clusters",
+        "unseen",
     )
 
     def __init__(self, filename: str, format: str, wire: Wire) -> None:
@@ -58,10 +60,13 @@ class CheckResult:
         """
         REPORT(wire)
         report = Report.from_checked(wire)  # type: ignore[arg-type]
+        if report.unseen > report.corruptions:
+            raise WireError("more corruptions are unseen than there are")
         self.filename = filename
         self.format = format
         self.findings = report.findings
         self.corruptions = report.corruptions
+        self.unseen = report.unseen
         self.leaks = report.leaks
         self.false_leaks = report.false_leaks
         self.check_errors = report.check_errors
@@ -98,6 +103,7 @@ def check(
     isolation: Isolation | None = None,
     generation: tuple[int, int] = NEWEST,
     force_share: bool = False,
+    as_qemu: bool = False,
 ) -> CheckResult:
     """Check the metadata of one image. Arguments as in ``info``.
 
@@ -120,6 +126,7 @@ def check(
             budget=Budget(CHECK_LIMITS),
             share=force_share,
             read=True,
+            as_qemu=as_qemu,
         ) as found,
     ):
         try:

@@ -136,7 +136,7 @@ def prepare(
         # A cell that looks at what somebody else made is not forked from a program that holds passphrases.
         apart = Isolation(isolation.name, floor=isolation.floor) if secrets else isolation
         apart.said = isolation.said
-        look_at_backing(request, open_backing, apart, generation, probe=not as_qemu)
+        look_at_backing(request, open_backing, apart, generation, probe=not as_qemu, as_qemu=as_qemu)
     _settle_size(request)
     if announce is not None:
         announce(request)

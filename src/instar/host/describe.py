@@ -11,6 +11,7 @@ from instar.core.wire import WireError
 from instar.formats import find
 from instar.host.budget import Budget
 from instar.host.cells import call
+from instar.host.gate import blame
 from instar.host.names import combine
 from instar.host.parts import call_with_parts
 from instar.sandbox.cell import Limits
@@ -92,13 +93,14 @@ def describe(
     share: bool = False,
     read: bool = False,
     probe: bool = False,
+    as_qemu: bool = False,
 ) -> Described:
     """Run ``info`` or ``check`` on an image; a second time with the files it cannot be described without, if any.
 
     A check may ask for the image's parent in the same way; that one may be missing.
     Without a gate no other file is opened. The result owns ``image`` and closes it. The image is locked while it is
-    described, as ``locks.hold`` says of ``share`` and ``read``. ``budget`` is that of the whole operation. ``probe`` is
-    whether the cell is to say what the image looks like, whatever ``format``.
+    described, as ``locks.hold`` says of ``share`` and ``read``. ``budget`` is the whole operation's. With ``probe`` the
+    cell says what the image looks like, whatever its format; ``as_qemu`` refuses what qemu-img does not open.
 
     Raises:
         ImageError, HostError, SandboxError: as ``cells.call`` and ``Gate.open``.
@@ -114,6 +116,9 @@ def describe(
     args["announce"] = False
     found = Described(image, _facts(operation, value), value)
     lock.confirm(found.facts.format)
+    if as_qemu and (refused := refusal(found.facts)) is not None:
+        refused.path = image.path
+        raise refused
     required = [r for r in found.facts.references if r.required]
     if gate is None or not required:
         if gate is not None and operation == "check" and found.facts.backing is not None:
@@ -126,8 +131,8 @@ def describe(
         for reference in required:
             try:
                 part = gate.open(reference.name, relative_to=image.home)
-            except ImageError as error:
-                error.path = error.path or image.path
+            except (ImageError, HostError) as error:
+                blame(error, image.path, reference)
                 raise
             found.parts.append((reference.role, part))
             lock.take_part(part, reference)
@@ -230,3 +235,12 @@ class _Lock:
         if self._format not in (None, format):
             raise SandboxError("protocol", "the cell named two formats", path=self._image.path)
         self._format = format
+
+
+def refusal(facts: ImageFacts) -> ImageError | None:
+    """Return what qemu-img says of an image that it does not open, or opens as something smaller; else ``None``."""
+    said: Any = facts.extra.get("refusal")
+    if said is None:
+        return None
+    kind, field, detail = said
+    return ImageError(kind, "descriptor", detail, field=field, format=facts.format)

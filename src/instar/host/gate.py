@@ -12,14 +12,16 @@ import errno
 import os
 import stat
 
-from instar.core.errors import MAX_DETAIL, ImageError, printable, shell_word
+from instar.core.errors import MAX_DETAIL, HostError, ImageError, printable, shell_word
 from instar.host.files import OpenFile, Pinned, bad_name, host_error, open_pinned
 from instar.host.mounts import is_made_up
-from instar.host.names import protocol_of
+from instar.host.names import combine, protocol_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from instar.core.image import Reference
 
 _MAX_LINKS = 40
 
@@ -85,7 +87,8 @@ class Gate:
             if isinstance(found, OpenFile):
                 return found
             path = found
-        raise ImageError("denied", "reference", f"the image names '{printable(text, 200)}', which is a loop of links")
+        detail = f"the image names '{printable(text, 200)}', which is a loop of links"
+        raise _numbered(errno.ELOOP, ImageError("denied", "reference", detail, name=text))
 
     def _root_of(self, path: str, shown: str) -> str:
         """Return the innermost allowed folder, with a slash at its end, that a normal path lies in."""
@@ -132,12 +135,8 @@ class Gate:
             return self._open_final(pins[-1], root + "/".join(done), shown, named)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
-                raise ImageError(
-                    "not-found",
-                    "reference",
-                    f"the image names '{printable(shown, 200)}', which does not exist",
-                    name=shown,
-                ) from None
+                detail = f"the image names '{printable(shown, 200)}', which does not exist"
+                raise _numbered(error.errno, ImageError("not-found", "reference", detail, name=shown)) from None
             raise host_error(error, shown, "open") from None
         finally:
             for pin in pins:
@@ -147,9 +146,9 @@ class Gate:
         mode = found.status.st_mode
         explicit = any(path.startswith(_slashed(root)) for root in self._allowed)
         if not (stat.S_ISREG(mode) or (stat.S_ISBLK(mode) and explicit)):
-            raise ImageError(
-                "denied", "reference", f"the image names '{printable(shown, 200)}', which is not a regular file"
-            )
+            detail = f"the image names '{printable(shown, 200)}', which is not a regular file"
+            refused = ImageError("denied", "reference", detail, name=shown)
+            raise _numbered(errno.EISDIR, refused) if stat.S_ISDIR(mode) else refused
         return open_pinned(found, shown, home=named)
 
 
@@ -203,6 +202,22 @@ def _is_among_devices(folder: str, status: os.stat_result) -> bool:
     The kind of file system does not tell that everywhere: in containers /dev is a tmpfs.
     """
     return _slashed(folder).startswith("/dev/") and status.st_dev == os.stat("/dev").st_dev
+
+
+def blame(error: ImageError | HostError, image: str, reference: Reference) -> None:
+    """Put into an error about a file that an image names which image names it, and what for."""
+    error.image = error.image or image
+    error.role = "backing" if reference.role == "backing" else error.role
+    if isinstance(error, HostError):
+        error.path = combine(image, os.fsdecode(reference.name))
+        return
+    error.path = image
+    error.structure = reference.role
+
+
+def _numbered(number: int, error: ImageError) -> ImageError:
+    error.errno = number
+    return error
 
 
 def _folder_of(path: str) -> str:

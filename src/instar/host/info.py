@@ -7,7 +7,7 @@ from instar.core.errors import HostError, ImageError, InstarError, printable
 from instar.core.units import SECTOR, align_up
 from instar.host.describe import describe, info_budget
 from instar.host.files import extent_size_hint, open_image
-from instar.host.gate import Gate
+from instar.host.gate import Gate, blame
 from instar.host.names import combine, strip_file_protocol
 from instar.sandbox.cell import Isolation
 
@@ -168,6 +168,7 @@ def info(
     isolation: Isolation | None = None,
     generation: tuple[int, int] = NEWEST,
     force_share: bool = False,
+    as_qemu: bool = False,
 ) -> ImageInfo:
     """Describe one image; its backing file is named, never opened.
 
@@ -179,13 +180,14 @@ def info(
         generation: the qemu-img version whose answers are wanted, where versions differ.
         force_share: look also at an image that another program has open for writing; without, that is a
             ``HostError`` with ``lock``.
+        as_qemu: refuse what qemu-img does not open, such as a VMDK of a type that it does not know.
 
     Raises:
         ImageError, HostError, SandboxError: see ``instar.core.errors``.
     """
     image = open_image(strip_file_protocol(path))
     image.path = path
-    return _one(image, format, Gate(image, tuple(allow)), isolation or Isolation(), generation, force_share)
+    return _one(image, format, Gate(image, tuple(allow)), isolation or Isolation(), generation, force_share, as_qemu)
 
 
 def _one(
@@ -195,6 +197,7 @@ def _one(
     isolation: Isolation,
     generation: tuple[int, int],
     force_share: bool,
+    as_qemu: bool,
     *,
     budget: Budget | None = None,
 ) -> ImageInfo:
@@ -210,6 +213,7 @@ def _one(
             generation=generation,
             share=force_share,
             budget=budget,
+            as_qemu=as_qemu,
         ) as found,
     ):
         return ImageInfo(image.path, found)
@@ -223,6 +227,7 @@ def info_chain(
     isolation: Isolation | None = None,
     generation: tuple[int, int] = NEWEST,
     force_share: bool = False,
+    as_qemu: bool = False,
 ) -> list[ImageInfo]:
     """Describe an image and the chain of backing files behind it, each opened only if the gate lets it pass.
 
@@ -232,7 +237,7 @@ def info_chain(
     """
     chain: list[ImageInfo] = []
     try:
-        _follow(chain, path, format, tuple(allow), isolation or Isolation(), generation, force_share)
+        _follow(chain, path, format, tuple(allow), isolation or Isolation(), generation, force_share, as_qemu)
     except InstarError as error:
         error.described = tuple(chain)
         raise
@@ -247,13 +252,14 @@ def _follow(
     isolation: Isolation,
     generation: tuple[int, int],
     force_share: bool,
+    as_qemu: bool,
 ) -> None:
     """Describe an image and what is behind it, and append each to ``chain``."""
     image = open_image(strip_file_protocol(path))
     image.path = path
     gate = Gate(image, allow)
     budget = info_budget()
-    chain.append(_one(image, format, gate, isolation, generation, force_share, budget=budget))
+    chain.append(_one(image, format, gate, isolation, generation, force_share, as_qemu, budget=budget))
     seen = {chain[0].identity}
     rows = chain[0].count_rows()
     while (top := chain[-1]).backing_filename is not None and top.full_backing_filename is not None:
@@ -261,12 +267,17 @@ def _follow(
         if len(chain) >= MAX_CHAIN:
             raise ImageError("too-large", "backing chain", f"the chain is longer than {MAX_CHAIN} images", path=path)
         try:
-            image = gate.open(backing.name, relative_to=image.home)
+            try:
+                image = gate.open(backing.name, relative_to=image.home)
+            except (ImageError, HostError) as error:
+                blame(error, top.filename, backing)
+                raise
             image.path = top.full_backing_filename
-            layer = _one(image, backing.format, gate, isolation, generation, force_share, budget=budget)
+            layer = _one(image, backing.format, gate, isolation, generation, force_share, as_qemu, budget=budget)
         except (ImageError, HostError) as error:
             error.path = error.path or top.filename
             error.image = error.image or error.path
+            error.named_by = None if error.image == top.filename else top.filename
             raise
         if layer.identity in seen:
             raise ImageError(

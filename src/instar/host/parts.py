@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from instar.host.files import OpenFile
     from instar.sandbox.cell import Isolation
 
-_COUNTS = ("corruptions", "leaks", "check_errors")
+_COUNTS = ("corruptions", "unseen", "leaks", "check_errors")
 
 
 def call_with_parts(

@@ -9,7 +9,7 @@ from tests.support import BytesReader, needs_qemu_img, needs_qemu_io, qemu_img, 
 from tests.support import reader as open_reader
 
 from instar.core.errors import ImageError
-from instar.core.finding import MAX_FINDINGS, Report
+from instar.core.finding import MAX_FINDINGS, UNSEEN, Report
 from instar.core.wire import encode
 from instar.formats.vdi.check import check
 
@@ -60,7 +60,7 @@ def test_finds_a_wrong_count_of_blocks() -> None:
 
 def test_finds_blocks_past_the_end_of_the_file() -> None:
     made = check(BytesReader(vdi([0, 1, 2, 3], size=1024 + 2 * MiB)), (), generation=NOW)
-    assert codes(made) == [("vdi-outside", (2,)), ("vdi-outside", (3,))]
+    assert codes(made) == [(UNSEEN, (2,)), (UNSEEN, (3,))]
     assert [f.offset for f in made.findings] == [512 + 8, 512 + 12]
 
 
@@ -158,6 +158,6 @@ def test_finds_what_qemu_finds_in_damaged_maps(tmp_path, seed: int) -> None:
     data = vdi(entries, **({"blocks_allocated": count} if seed % 3 == 0 else {}))
     (tmp_path / "t").write_bytes(data)
     done = run("qemu-img", "check", "-f", "vdi", tmp_path / "t")
-    found = [f for f in check(BytesReader(data), (), generation=NOW).findings if f.code not in ("", "vdi-outside")]
+    found = [f for f in check(BytesReader(data), (), generation=NOW).findings if f.code not in ("", UNSEEN)]
     assert "".join(f"{finding_words(f, 'vdi')}\n" for f in found) == done.stderr
     assert done.returncode == (2 if found else 0)

@@ -28,7 +28,7 @@ from instar.core.errors import ImageError
 from instar.core.image import Elsewhere
 from instar.core.plan import Backing
 from instar.core.wire import decode, encode
-from instar.formats.vmdk.ondisk import CowdHeader, SeSparseHeader, SparseExtentHeader
+from instar.formats.vmdk.ondisk import FURTHER_TYPES, CowdHeader, SeSparseHeader, SparseExtentHeader
 from instar.formats.vmdk.parse import info, is_descriptor
 
 if TYPE_CHECKING:
@@ -206,14 +206,14 @@ def test_refused_extent_is_named() -> None:
     assert refused(text('RW 1 FLAT "a" 0', 'RW 2 FLAT "b" 0'), bytes(512)).kind == "denied"
 
 
-@pytest.mark.parametrize("kind", ["vmfsThin", "custom"])
+@pytest.mark.parametrize("kind", FURTHER_TYPES)
 def test_reads_types_that_differ_in_name_only(kind: str) -> None:
     facts = describe(text('RW 4 VMFS "a"', type=kind), bytes(2048))
     assert facts.virtual_size == 2048
     assert facts.format_specific["data"]["create-type"] == kind  # type: ignore[index,call-overload]
 
 
-@pytest.mark.parametrize("kind", ["monolithicSparse", "streamOptimized", "fullDevice", "vmfsRaw", "x\x1b"])
+@pytest.mark.parametrize("kind", ["fullDevice", "partitionedDevice", "vmfsRDM", "vmfsrdmp", "vmfsRaw", "x\x1b"])
 def test_refuses_other_types_of_descriptor_files(kind: str) -> None:
     error = refused(text('RW 4 FLAT "a" 0', type=kind))
     assert (error.kind, error.field) == ("unsupported-feature", "createType")
@@ -344,7 +344,7 @@ def test_bogus_parent_in_a_free_text_is_refused() -> None:
     data[where : where + 10] = b'X"\n#parent'
     patch = b'parentFileNameHint=X/etc/passwd"\n'
     data[where : where + len(patch)] = patch
-    assert refused(data).kind == "corrupt"
+    assert refused(data).kind == "unsupported-feature"
 
 
 def samples() -> dict[str, tuple[bytes, ...]]:

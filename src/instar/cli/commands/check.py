@@ -20,9 +20,11 @@ from instar.cli.commands.shared import (
 )
 from instar.cli.session import complain, say
 from instar.core.errors import ImageError, InstarError, printable
+from instar.core.finding import UNSEEN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from instar.cli.argv import Parsed
     from instar.cli.session import Session
     from instar.host.check import CheckResult
 
@@ -64,17 +66,16 @@ def run(session: Session, argv: list[str]) -> int:
         judge_cache(parsed, "source ")
     except Stop as stop:
         return stop.code
-    from instar.formats import find
     from instar.host.check import check
 
     try:
-        _, result = look(session, parsed, path, check)
+        try:
+            _, result = look(session, parsed, path, check)
+        except ImageError as error:
+            _judge_unchecked(session, parsed, path, error.format)
+            raise
         result.filename = path
-        row = find(result.format)
-        if session.as_qemu and row is not None and not row.qemu_checks:
-            raise ImageError(
-                "unsupported-feature", "check", "this format has nothing to check", format=result.format, path=path
-            )
+        _judge_unchecked(session, parsed, path, result.format)
     except InstarError as error:
         from instar.cli.messages import inspect_words
 
@@ -83,18 +84,39 @@ def run(session: Session, argv: list[str]) -> int:
             return EXIT_UNSUPPORTED
         return report(session, error, lambda e: inspect_words(e, path, session.generation), json=json)
     session.explain()
+    if session.as_qemu:
+        result.leaks += result.false_leaks
+        result.corruptions -= result.unseen
+        result.findings = [finding for finding in result.findings if finding.code != UNSEEN]
     if session.as_qemu and result.format == "vmdk" and result.corruptions:
         # QEMU's VMDK check stops at the first fault and counts nothing.
-        result.findings = [f for f in result.findings if f.severity == "corruption"][:1]
+        seen = [finding for finding in result.findings if finding.severity == "corruption"]
+        result.findings = sorted(seen, key=lambda finding: finding.values)[:1]
         _show(session, result, json=False, quiet=True)
         complain("qemu-img: Check failed: Invalid argument")
         return 1
-    if session.as_qemu:
-        result.leaks += result.false_leaks
     _show(session, result, json=json, quiet=parsed.has("quiet"))
     if session.as_qemu and result.check_errors:
         complain("qemu-img: Check failed")
     return result.exit_code
+
+
+def _judge_unchecked(session: Session, parsed: Parsed, path: str, format: str | None) -> None:
+    """Refuse, as qemu-img does, to check an image of a format that it opens and has no check for.
+
+    Raises:
+        InstarError: the image cannot be opened; ``unsupported-feature``, it can.
+    """
+    from instar.formats import find
+
+    row = None if format is None else find(format)
+    if not session.as_qemu or row is None or row.qemu_checks:
+        return
+    from instar.host.info import info
+
+    look(session, parsed, path, info)
+    detail = "this format has nothing to check"
+    raise ImageError("unsupported-feature", "check", detail, format=format, path=path) from None
 
 
 def _show(session: Session, result: CheckResult, *, json: bool, quiet: bool) -> None:

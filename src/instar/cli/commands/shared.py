@@ -252,6 +252,7 @@ def look(session: Session, parsed: Parsed, path: str, operation: Callable[..., R
             isolation=session.isolation,
             generation=session.generation,
             force_share=parsed.has("force-share"),
+            as_qemu=session.as_qemu,
         )
     except HostError as error:
         if session.as_qemu and error.path == source.path:

@@ -6,11 +6,12 @@ of its name: ``QEMU`` by ``OptionError.code``, ``QEMU_OPEN`` by ``(kind, field)`
 
 from __future__ import annotations
 
+import os
 import sys
 
 from instar.core.errors import HostError, ImageError, InstarError, OptionError, printable
 from instar.formats import find
-from instar.host.names import strip_file_protocol
+from instar.host.names import combine, strip_file_protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -148,13 +149,10 @@ def option_words(error: OptionError, *, format: str | None, generation: tuple[in
 
 def open_words(error: InstarError, path: str) -> str:
     """Return qemu-img's sentence for an image that cannot be opened, without what stands before it."""
-    shown = printable(path)
     if isinstance(error, HostError):
         if error.lock is not None:
             return lock_words(error)
-        if error.errno == _EISDIR:
-            return f"'file' driver requires '{shown}' to be a regular file"
-        return f"Could not open '{shown}': {error.strerror}"
+        return _system_words(error.errno, path)
     if isinstance(error, ImageError):
         table = _table(error.format, "QEMU_OPEN")
         template = table.get((error.kind, error.field))
@@ -165,8 +163,16 @@ def open_words(error: InstarError, path: str) -> str:
         values["high"], values["low"] = divmod(error.value or 0, 1 << 16)
         # A name out of the image, as the detail quotes it.
         values["quoted"] = [*error.detail.split("'"), ""][1]
+        # A line out of it, as the detail ends with it.
+        values["tail"] = error.detail.partition(": ")[2]
         return _fill(template, values) if template else printable(error.detail)
     return error.sentence()
+
+
+def _system_words(number: int, path: str) -> str:
+    if number == _EISDIR:
+        return f"'file' driver requires '{printable(path)}' to be a regular file"
+    return f"Could not open '{printable(path)}': {os.strerror(number)}"
 
 
 def lock_words(error: HostError) -> str:
@@ -211,9 +217,12 @@ def inspect_words(error: InstarError, path: str, generation: tuple[int, int]) ->
     shown = printable(str(getattr(error, "image", None) or path))
     if isinstance(error, ImageError) and error.structure == "backing chain" and error.kind == "corrupt":
         return f"qemu-img: Backing file '{shown}' creates an infinite loop."
-    if isinstance(error, ImageError) and error.kind == "not-found" and error.name is not None:
-        name = printable(error.name)
-        return f"qemu-img: Could not open '{name}': Could not open '{name}': No such file or directory"
+    if error.role == "backing":  # the file that this image names is opened as an image of its own
+        shown = printable(str(getattr(error, "path", None) or path))
+    if isinstance(error, ImageError) and error.errno is not None and error.path is not None:
+        name = combine(error.path, error.name or "")
+        shown = printable(name) if error.role == "backing" else shown
+        return f"qemu-img: Could not open '{shown}': {_system_words(error.errno, name)}"
     if isinstance(error, OptionError):
         words = option_words(error, format=None, generation=generation, has_cluster_size=False)
         return f"qemu-img: {words}" if error.code in WITHOUT_FILE else f"qemu-img: Could not open '{shown}': {words}"

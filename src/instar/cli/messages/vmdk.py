@@ -29,4 +29,14 @@ QEMU_OPEN: dict[tuple[str, str], str] = {
     ("corrupt", "grainSize"): "L1 entry size is invalid",
     ("corrupt", "footer"): "Invalid footer",
     ("out-of-bounds", "bytes expected"): "File truncated, expecting at least {value} bytes",
+    ("unsupported-feature", "createType"): "Unsupported image type '{quoted}'",
+    ("corrupt", "offset"): "Invalid extent line: {tail}",
+    ("invalid-format", "magic"): "Image not in VMDK format",
+    ("invalid-format", "constant magic"): "Bad const header magic: 0x{hex:0>16}",
+}
+
+#: By ``Finding.code``; templates over its values. qemu-img's check stops there.
+FINDINGS: dict[str, str] = {
+    "vmdk-past-end": "ERROR: cluster offset for sector {0} points after EOF",
+    "vmdk-lost": "ERROR: could not get cluster_offset for sector {0}",
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 
 from instar.core.bits import Bits
-from instar.core.finding import MAX_FINDINGS, Report
+from instar.core.finding import MAX_FINDINGS, UNSEEN, Report
 from instar.core.reader import MAX_READ, read_padded, table
 from instar.core.units import ceil_div
 from instar.formats.vdi.ondisk import BLOCK, DISCARDED, NO_UUID, SECTOR, TYPE_DYNAMIC, TYPE_STATIC, Header
@@ -34,6 +34,7 @@ def check(image: Reader, parts: Sequence[Reader | None], *, generation: tuple[in
     header, size = open_image(image)
     report = Report()
     _check_header(image, header, size, report)
+    report.mark_unseen()
     _Map(image, header, size, report).run()
     return report
 
@@ -167,6 +168,7 @@ class _Map:
         for number, index in enumerate(indices):
             if len(self.report.findings) >= MAX_FINDINGS:
                 self.report.corruptions += count - number
+                self.report.unseen += count - number if code == UNSEEN else 0
                 return
             self.report.add(
                 "corruption",
@@ -203,4 +205,4 @@ class _Map:
         if short:
             count = len(indices) if short[0] == indices[0] else 1
             detail = f"names block {entry} of the file, which reaches past its end"
-            self._tell(indices[:count], count, detail, "vdi-outside", (entry,))
+            self._tell(indices[:count], count, detail, UNSEEN, (entry,))

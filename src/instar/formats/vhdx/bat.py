@@ -114,11 +114,14 @@ class Placement:
         block = index - index // (disk.ratio + 1)
         return max(0, min(size, disk.virtual_size - block * size))
 
-    def fault(self, index: int, entry: int) -> tuple[str, int, int] | None:
-        """Say what is wrong with where the present block of entry ``index`` lies: text, value, limit."""
+    def fault(self, index: int, entry: int, size: int | None = None) -> tuple[str, int, int] | None:
+        """Say what is wrong with where the present block of entry ``index`` lies: text, value, limit.
+
+        ``size`` is how long the file is taken to be, if not as long as it is.
+        """
         start = entry & OFFSET_MASK
         length = self.length(index)
-        size = self._image.size
+        size = self._image.size if size is None else size
         if start >= size:
             return "starts past the end of the file", start, size
         if start + length > size:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from itertools import compress
 
 from instar.core.errors import ImageError
-from instar.core.finding import Report
-from instar.core.units import MiB, ceil_div
+from instar.core.finding import UNSEEN, Report
+from instar.core.units import SECTOR, MiB, align_up, ceil_div
 from instar.formats.vhdx import bat, ondisk
 from instar.formats.vhdx.metadata import REQUIRED_ITEMS
 from instar.formats.vhdx.ondisk import ENTRY_SIZE, OFFSET_MASK, STATE_MASK
@@ -53,8 +53,8 @@ _PAYLOAD_STATES = {
 def check(image: Reader, parts: Sequence[Reader | None], *, generation: tuple[int, int]) -> Report:
     """Check an image's metadata; the same for all generations.
 
-    The count of corruptions is that of qemu-img, which looks at the places of present blocks only, plus what else
-    is found. Blocks that no entry names are no leaks: a fixed image consists of them, and qemu-img counts none.
+    qemu-img looks at the places of present blocks only; what else is found is ``unseen``. Blocks that no entry names
+    are no leaks: a fixed image consists of them, and qemu-img counts none.
 
     Raises:
         ImageError: the image cannot be opened at all, as by ``load``.
@@ -69,6 +69,7 @@ def check(image: Reader, parts: Sequence[Reader | None], *, generation: tuple[in
         _check_locator(report, disk)
         if parts:
             _check_lineage(report, disk, parts[0])
+    report.mark_unseen()
     if not _is_sound(image, disk):
         _Table(report, image, disk).run()
     return report
@@ -361,7 +362,9 @@ class _Table:
         """Judge where a present block lies, and remember that it lies there."""
         fault = self.placement.fault(index, entry)
         if fault is not None:
-            self._tell("corruption", index, f"the block {fault[0]}", offset=entry & OFFSET_MASK)
+            # QEMU counts a file in whole sectors, and does not open differencing disks.
+            seen = not self.has_parent and self.placement.fault(index, entry, align_up(self.image.size, SECTOR))
+            self._tell("corruption", index, f"the block {fault[0]}", offset=entry & OFFSET_MASK, seen=bool(seen))
             return
         first = (entry & OFFSET_MASK) // MiB
         end = first + ceil_div(self.placement.length(index), MiB)
@@ -372,12 +375,14 @@ class _Table:
             self._tell("corruption", index, "the block overlaps another one", offset=entry & OFFSET_MASK)
         self.used[first:end] = _BLOCK * (end - first)
 
-    def _tell(self, severity: str, index: int, what: str, *, offset: int | None = None) -> None:
-        """Count a fault, and tell it if not too many of its kind were told."""
+    def _tell(self, severity: str, index: int, what: str, *, offset: int | None = None, seen: bool = False) -> None:
+        """Count a fault, and tell it if not too many of its kind were told. ``seen``: qemu-img sees it, too."""
         self.counted += 1
         number = self.told[what] = self.told.get(what, 0) + 1
         detail = f"entry {index}: {what}" if number <= MAX_TOLD else ""
         if not detail and severity == "corruption":
             self.report.corruptions += 1
+            self.report.unseen += not seen
         elif detail:
-            self.report.add(severity, "block allocation table", detail, offset=offset)
+            code = UNSEEN if severity == "corruption" and not seen else ""
+            self.report.add(severity, "block allocation table", detail, offset=offset, code=code)

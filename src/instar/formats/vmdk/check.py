@@ -1,7 +1,7 @@
 """Check a VMDK: header, descriptor, both grain directories, tables, grains, markers, lengths of extents.
 
-Law: reads only, in bounded time and memory. qemu-img's check stops at the first grain that is past the end
-of its file, or that cannot be found, and counts one corruption; this one goes on, and looks at more.
+Law: reads only, in bounded time and memory. qemu-img's check stops at the first grain that starts past the end of
+its file, or that cannot be found; this one goes on, and looks at more. What stops qemu-img has a code.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from itertools import pairwise
 from instar.core.errors import ImageError, printable
 from instar.core.finding import Report
 from instar.core.image import Elsewhere
-from instar.core.units import is_power_of_two
+from instar.core.units import align_up, is_power_of_two
 from instar.formats.vmdk import descriptor
 from instar.formats.vmdk.claims import Tally
 from instar.formats.vmdk.grains import Walk
@@ -26,6 +26,7 @@ from instar.formats.vmdk.ondisk import (
     SESPARSE_GRAIN,
 )
 from instar.formats.vmdk.parse import Disk, open_disk
+from instar.formats.vmdk.visits import PAST_END, Visits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,22 +63,34 @@ def check(image: Reader, parts: Sequence[Reader | Elsewhere | None], *, generati
     # Of several cells the first judges the text.
     if not any(isinstance(part, Elsewhere) and part.facts is not None for part in parts):
         _descriptor(report, disk)
+        report.mark_unseen()
+    start = visit = 0
     for extent in disk.extents:
+        visits = Visits(visit, start, extent)
+        start, visit = start + extent.sectors, visits.behind()
         if extent.reader is None:
-            if elsewhere:
+            if elsewhere or extent.layout == "zero":
                 continue
             raise ImageError("denied", extent.role, f"the file '{printable(extent.name, 200)}' was not granted")
         tally = Tally(report, "" if disk.embedded else f"{extent.role}: ")
         if extent.said_sectors not in (None, extent.sectors):
             tally.hit("corruption", "descriptor", "the extent's length differs from its header's")
         if extent.layout == "flat":
-            if extent.flat_start + extent.sectors * SECTOR > extent.reader.size:
-                tally.hit("corruption", "extent", "the file is too short for the data", offset=extent.reader.size)
+            _flat(tally, extent, extent.reader, visits)
         else:
             _header(tally, extent)
-            Walk(extent, extent.reader, tally).run()
+            Walk(extent, extent.reader, tally, visits).run()
         tally.close()
     return report
+
+
+def _flat(tally: Tally, extent: Extent, reader: Reader, visits: Visits) -> None:
+    """Compare the length of a flat extent's file with what the descriptor says. QEMU looks at the start alone."""
+    if extent.flat_start + extent.sectors * SECTOR <= reader.size:
+        return
+    seen = visits.sector_of(0) if extent.flat_start >= align_up(reader.size, SECTOR) else None
+    detail = "the file is too short for the data" if seen is None else "the file ends before the data"
+    tally.hit("corruption", "extent", detail, offset=reader.size, code=PAST_END, seen=seen)
 
 
 def _descriptor(report: Report, disk: Disk) -> None:
@@ -116,7 +129,7 @@ def _embedded_descriptor(report: Report, disk: Disk) -> None:
     if not header.descriptor_offset or len(disk.text) > header.descriptor_size * SECTOR:
         report.add("corruption", "descriptor", "the descriptor is longer than the place that the header gives it")
     try:
-        said = descriptor.create_type(disk.text).decode("utf-8", "surrogateescape")
+        said = descriptor.create_type(disk.text)[0].decode("utf-8", "surrogateescape")
         lines = descriptor.extent_lines(disk.text)
     except ImageError as error:
         report.add("corruption", "descriptor", error.sentence())

@@ -6,6 +6,7 @@ Law: memory is bounded by the limit given, whatever the image says; a full bitma
 from __future__ import annotations
 
 from instar.core.errors import ImageError
+from instar.core.finding import UNSEEN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,13 +100,28 @@ class Tally:
         self._told: dict[tuple[str, str, str], int] = {}
         self._untold: dict[tuple[str, str, str], int] = {}
 
-    def hit(self, severity: str, structure: str, detail: str, *, offset: int | None = None, count: int = 1) -> None:
-        """Note ``count`` findings. ``detail`` is one text for all of a kind; ``offset`` says where the first is."""
+    def hit(
+        self,
+        severity: str,
+        structure: str,
+        detail: str,
+        *,
+        offset: int | None = None,
+        count: int = 1,
+        code: str = "",
+        seen: int | None = None,
+    ) -> None:
+        """Note ``count`` findings. ``detail`` is one text for all of a kind; ``offset`` says where the first is.
+
+        ``seen`` is the sector of the disk at which qemu-img comes upon it, ``None`` if it does not; ``code`` is for
+        what it does come upon.
+        """
         key = (severity, structure, detail)
         told = self._told.get(key, 0)
         if told < _TOLD and count:
             self._told[key] = told + 1
-            self._report.add(severity, structure, self._label + detail, offset=offset)
+            told_as, values = (_code(severity), ()) if seen is None else (code, (seen,))
+            self._report.add(severity, structure, self._label + detail, offset=offset, code=told_as, values=values)
             count -= 1
         if count:
             self._untold[key] = self._untold.get(key, 0) + count
@@ -113,5 +129,11 @@ class Tally:
     def close(self) -> None:
         """Put the numbers into the report."""
         for (severity, structure, detail), count in self._untold.items():
-            self._report.add(severity, structure, f"{self._label}{detail} ({count} more)", count=count)
+            self._report.add(
+                severity, structure, f"{self._label}{detail} ({count} more)", count=count, code=_code(severity)
+            )
         self._untold.clear()
+
+
+def _code(severity: str) -> str:
+    return UNSEEN if severity == "corruption" else ""

@@ -1,8 +1,9 @@
 """The text of a VMDK descriptor: identity, parent, type, extents (spec, "The Descriptor File").
 
-Law: total over bytes, in time linear in them. QEMU searches the text for words wherever they stand; so that
-no text means one thing here and another to QEMU, a word that decides which files are opened must stand
-where the specification puts it, or the descriptor is refused.
+Law: total over bytes, in time linear in them. VMware writes more than QEMU reads: what is understood is returned,
+with what QEMU says of it (a ``refusal``). QEMU searches the text for words wherever they stand; so that no text makes
+it open another file than is told here, the parent's name must stand where the specification puts it, or the
+descriptor is refused.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from instar.formats.vmdk.ondisk import (
     MAX_CREATE_TYPE,
     MAX_EXTENT_NAME,
     MAX_EXTENTS,
-    MAX_LINE,
-    MAX_LINES,
     MAX_PARENT_NAME,
     NO_CID,
+    QEMU_TYPES,
     SECTOR,
 )
 
@@ -30,12 +30,18 @@ STRUCTURE = "descriptor"
 _BLANKS = b" \t\v\f\r"
 _DIGITS = b"0123456789"
 _HEX = b"0123456789abcdefABCDEF"
-#: The spec's words for access and for the kind of an extent; QEMU reads what is RW and of the first five kinds.
+_QEMU_TYPES = tuple(name.encode() for name in QEMU_TYPES)
+#: Bytes of a line that an error shows.
+_SHOWN = 200
+#: The spec's words for access and for the kind of an extent; QEMU leaves out what is not RW or not of its kinds.
 ACCESS = (b"RW", b"RDONLY", b"NOACCESS")
 FLAT_KINDS = (b"FLAT", b"VMFS")
 SPARSE_KINDS = (b"SPARSE", b"VMFSSPARSE")
 SESPARSE_KINDS = (b"SESPARSE",)
-KINDS = FLAT_KINDS + SPARSE_KINDS + SESPARSE_KINDS
+QEMU_KINDS = FLAT_KINDS + SPARSE_KINDS + SESPARSE_KINDS
+#: Reads as zeros, and has no file.
+ZERO = b"ZERO"
+DEVICE_KINDS = (b"VMFSRDM", b"VMFSRAW")
 
 
 class ExtentLine:
@@ -43,20 +49,24 @@ class ExtentLine:
 
     Attributes:
         sectors: length; at least 1.
-        kind: one of ``KINDS``.
-        name: the file, as written.
+        kind: one of ``QEMU_KINDS``, or ``ZERO``.
+        name: the file, as written; empty for ``ZERO``.
         offset: sector in the file where the data of a flat extent starts.
         after_blank: the line before is blank (QEMU then counts this extent twice).
+        refusal: what QEMU says of the line; ``None`` if it reads it as is told here.
     """
 
-    __slots__ = ("after_blank", "kind", "name", "offset", "sectors")
+    __slots__ = ("after_blank", "kind", "name", "offset", "refusal", "sectors")
 
-    def __init__(self, sectors: int, kind: bytes, name: bytes, offset: int, *, after_blank: bool = False) -> None:
+    def __init__(
+        self, sectors: int, kind: bytes, name: bytes, offset: int, *, refusal: ImageError | None = None
+    ) -> None:
         self.sectors = sectors
         self.kind = kind
         self.name = name
         self.offset = offset
-        self.after_blank = after_blank
+        self.after_blank = False
+        self.refusal = refusal
 
 
 def _bad(detail: str, *, kind: str = "corrupt", field: str | None = None, limit: int | None = None) -> ImageError:
@@ -73,10 +83,26 @@ def window(data: bytes) -> bytes:
     return c_text(data[: DESCRIPTOR_BYTES - 1])
 
 
-def content_id(text: bytes, *, parent: bool = False) -> int:
-    """Return the CID, or the parent's; 32 bits. ``text`` is a ``window``.
+def identity(text: bytes, *, parent: bool = False) -> tuple[int, ImageError | None]:
+    """Return the CID, or the parent's, and what QEMU says where it finds none. ``text`` is a ``window``.
 
-    As in QEMU the first place where the word stands counts, one character after it is skipped, and the number is
+    Raises:
+        ImageError: ``invalid-format``, there is none.
+    """
+    try:
+        return content_id(text, parent=parent), None
+    except ImageError as error:
+        for value in _values(text, b"parentcid" if parent else b"cid"):
+            number = _scan_hex(value, 0)
+            if number >= 0:
+                return number, error
+        raise
+
+
+def content_id(text: bytes, *, parent: bool = False) -> int:
+    """Return the CID that QEMU finds, or the parent's; 32 bits. ``text`` is a ``window``.
+
+    The first place where the word stands counts, one character after it is skipped, and the number is
     read as C's ``scanf`` reads ``%x``: blanks, sign and ``0x`` allowed, not padded, cut to 32 bits.
 
     Raises:
@@ -121,86 +147,107 @@ def _starts_line(text: bytes, at: int) -> bool:
     return at == 0 or text[at - 1] == 0x0A
 
 
-def _quoted(text: bytes, word: bytes, limit: int) -> bytes | None:
-    """Return what stands in quotes after ``word=`` at the start of a line, or ``None`` if the word is not there.
+def _values(text: bytes, key: bytes) -> Iterator[bytes]:
+    """Yield what stands behind ``key`` (lower case) and ``=``, without blanks and quotes, on each line that has it."""
+    for line in lines(text):
+        name, equals, value = line.partition(b"=")
+        if equals and len(name) < 64 and name.strip(_BLANKS).lower() == key:
+            yield value.strip(_BLANKS).strip(b'"')
+
+
+def create_type(text: bytes) -> tuple[bytes, ImageError | None]:
+    """Return the value of ``createType`` (at most 127 bytes), and what QEMU says where it cannot use what it finds.
+
+    The type decides nothing but whether a disk is opened, so what QEMU finds, in a comment or on the first of
+    several lines, is as good as what stands where the specification puts it. ``text`` is the whole descriptor, a
+    ``c_text``.
 
     Raises:
-        ImageError: ``corrupt``: the word stands first elsewhere, or twice, or its value has no end.
+        ImageError: ``invalid-format``, there is none.
     """
-    name = word.decode()
+    seen = _as_qemu(text, b"createType")
+    if seen in _QEMU_TYPES:
+        return seen, None
+    value = next(_values(text, b"createtype"), None)
+    none = _bad("there is no createType", kind="invalid-format", field="createType")
+    if value is None or len(value) > MAX_CREATE_TYPE:
+        raise none
+    if seen is None or len(seen) > MAX_CREATE_TYPE:
+        return value, none
+    return value, None if seen == value else type_refusal(seen)
+
+
+def type_refusal(value: bytes) -> ImageError:
+    """Return what QEMU says of a disk of a type that it does not know."""
+    return _bad(
+        f"QEMU does not open disks of type '{printable(value, MAX_CREATE_TYPE)}'",
+        kind="unsupported-feature",
+        field="createType",
+    )
+
+
+def _as_qemu(text: bytes, word: bytes) -> bytes | None:
+    """Return what QEMU takes for the value of ``word``: all from two characters behind it to the next quote."""
     at = text.find(word)
     if at < 0:
         return None
     start = at + len(word) + 2
-    if not _starts_line(text, at) or text[start - 2 : start] != b'="':
-        raise _bad(f'"{name}" stands where readers disagree on what it means', field=name)
-    end = text.find(b'"', start, start + limit + 1)
-    if end < 0:
-        raise _bad("the value has no closing quote, or is too long", field=name, limit=limit)
-    value = text[start:end]
-    if b"\n" in value:
-        raise _bad("the value does not end on its line", field=name)
-    again = text.find(word, end)
-    while again >= 0:
-        if _starts_line(text, again):
-            raise _bad("the line is there twice", field=name)
-        again = text.find(word, again + len(word))
-    return value
-
-
-def create_type(text: bytes) -> bytes:
-    """Return the value of ``createType`` (at most 127 bytes). ``text`` is the whole descriptor, a ``c_text``.
-
-    Raises:
-        ImageError: ``invalid-format``, there is none; ``corrupt``, readers would disagree on it.
-    """
-    value = _quoted(text, b"createType", MAX_CREATE_TYPE)
-    if value is None:
-        raise _bad("there is no createType", kind="invalid-format", field="createType")
-    return value
+    end = text.find(b'"', start)
+    return None if end < 0 else text[start:end]
 
 
 def parent_name(text: bytes) -> bytes | None:
     """Return the value of ``parentFileNameHint``, or ``None``. ``text`` is the whole descriptor, a ``c_text``.
 
     Raises:
-        ImageError: ``corrupt``, readers would disagree on it: not at the start of a line, there twice, or past
-            the 20 sectors that QEMU looks at.
+        ImageError: QEMU would open another file, or none: the word stands first elsewhere than at the start of a
+            line, is written in another way, or past the 20 sectors that QEMU looks at (``unsupported-feature``); it
+            is there twice, or its value has no end (``corrupt``).
     """
-    name = _quoted(text, b"parentFileNameHint", MAX_PARENT_NAME)
-    if name is None:
+    word, name = b"parentFileNameHint", "parentFileNameHint"
+    lower = text.lower()
+    places = []
+    at = lower.find(word.lower())
+    first = text.find(word)
+    while at >= 0:
+        if at == first or _starts_line(text, at):
+            places.append(at)
+        at = lower.find(word.lower(), at + len(word))
+    if not places:
         return None
-    if text.find(b'"', text.find(b"parentFileNameHint") + 20) >= DESCRIPTOR_BYTES - 1:
-        raise _bad("the name lies where QEMU does not look for it", field="parentFileNameHint", limit=DESCRIPTOR_BYTES)
-    return name or None
+    at = places[0]
+    start = at + len(word) + 2
+    if at != first or not _starts_line(text, at) or text[start - 2 : start] != b'="':
+        detail = f'"{name}" stands, or is written, where QEMU takes something else for the name of the parent'
+        raise _bad(detail, kind="unsupported-feature", field=name)
+    end = text.find(b'"', start, start + MAX_PARENT_NAME + 1)
+    if end < 0:
+        raise _bad("the value has no closing quote, or is too long", field=name, limit=MAX_PARENT_NAME)
+    if b"\n" in text[start:end]:
+        raise _bad("the value does not end on its line", field=name)
+    if len(places) > 1:
+        raise _bad("the line is there twice", field=name)
+    if end >= DESCRIPTOR_BYTES - 1:
+        detail = "the name lies where QEMU does not look for it"
+        raise _bad(detail, kind="unsupported-feature", field=name, limit=DESCRIPTOR_BYTES)
+    return text[start:end] or None
 
 
 def lines(text: bytes) -> Iterator[bytes]:
-    """Yield the lines without their ends.
-
-    Raises:
-        ImageError: ``too-large``, more than ``MAX_LINES``, or one longer than ``MAX_LINE``.
-    """
+    """Yield the lines without their ends."""
     start = 0
-    for _ in range(MAX_LINES):
+    while start < len(text):
         end = text.find(b"\n", start)
         if end < 0:
             end = len(text)
-        if end - start > MAX_LINE:
-            raise _bad("a line is too long", kind="too-large", limit=MAX_LINE)
         yield text[start:end]
         start = end + 1
-        if start >= len(text):
-            return
-    raise _bad("there are too many lines", kind="too-large", limit=MAX_LINES)
 
 
 def extent_lines(text: bytes) -> list[ExtentLine]:
     """Return the extents in order; ``text`` is the whole descriptor, a ``c_text``.
 
-    Lines that describe nothing (0 sectors) are left out, as in QEMU. QEMU also leaves out, without a word, extents
-    that are not RW and kinds that it does not know; the disk it shows is then shorter than it is, so those are
-    refused here.
+    Lines that describe nothing (0 sectors) are left out, as in QEMU.
 
     Raises:
         ImageError: ``corrupt``, ``unsupported-feature``, ``too-large``.
@@ -208,46 +255,65 @@ def extent_lines(text: bytes) -> list[ExtentLine]:
     found: list[ExtentLine] = []
     blank = False
     for line in lines(text):
-        extent = _extent_line(line, blank)
+        extent = _extent_line(line)
+        if extent is not None:
+            if len(found) == MAX_EXTENTS:
+                raise _bad("there are too many extents", kind="too-large", limit=MAX_EXTENTS)
+            extent.after_blank = blank
+            found.append(extent)
         blank = not line.strip(_BLANKS)
-        if extent is None:
-            continue
-        if len(found) == MAX_EXTENTS:
-            raise _bad("there are too many extents", kind="too-large", limit=MAX_EXTENTS)
-        found.append(extent)
     return found
 
 
-def _extent_line(line: bytes, after_blank: bool) -> ExtentLine | None:
+def _extent_line(line: bytes) -> ExtentLine | None:
     """Read one line; ``None`` if it is not an extent's, or an empty one's."""
     head, quote, tail = line.partition(b'"')
-    words = head.split()
+    words = head.split(None, 3)
     if not words or words[0].upper() not in ACCESS:
         return None
-    shown = printable(line, 60)
-    if words[0] != b"RW":
-        raise _bad(f"an extent is not RW: {shown}", kind="unsupported-feature", field="access")
+    shown = printable(line, _SHOWN)
     if len(words) < 3:
         raise _bad(f"an extent line is not complete: {shown}", field="extent")
-    if words[2] not in KINDS:
-        raise _bad(f"an extent is of a kind that is not read: {shown}", kind="unsupported-feature", field="type")
+    kind = words[2].upper()
+    if kind in DEVICE_KINDS:
+        detail = f"an extent is a device that only VMware's ESXi reaches (raw device mapping): {shown}"
+        raise _bad(detail, kind="unsupported-feature", field="type")
     sectors = _decimal(words[1])
     name, closing, rest = tail.partition(b'"')
-    if len(words) != 3 or not quote or not closing or sectors is None or sectors < 0:
-        raise _bad(f'an extent line does not read RW SECTORS KIND "NAME": {shown}', field="extent")
-    if not 0 < len(name) <= MAX_EXTENT_NAME or b"\r" in name:
-        raise _bad(f"an extent's file name is empty or too long: {shown}", field="extent", limit=MAX_EXTENT_NAME)
     offset = _leading_decimal(rest.strip(_BLANKS))
-    if words[2] == b"FLAT":
-        if offset is None or offset < 0:
-            raise _bad(f"a flat extent does not say where it starts: {shown}", field="offset")
-    elif offset is not None:
-        raise _bad(f"only a FLAT extent has an offset: {shown}", field="offset")
+    refusal = _refusal(words, offset, shown)
+    if sectors is None or sectors < 0:
+        raise _bad(f"an extent line does not say how many sectors it has: {shown}", field="extent")
+    if kind == ZERO:
+        name, offset = b"", 0
+    elif kind not in QEMU_KINDS:
+        raise _bad(f"an extent is of an unknown kind: {shown}", kind="unsupported-feature", field="type")
+    elif len(words) != 3 or not quote or not closing or head[-1:] not in (b" ", b"\t"):
+        raise _bad(f'an extent line does not read ACCESS SECTORS KIND "NAME": {shown}', field="extent")
+    elif not 0 < len(name) <= MAX_EXTENT_NAME or b"\r" in name:
+        raise _bad(f"an extent's file name is empty or too long: {shown}", field="extent", limit=MAX_EXTENT_NAME)
+    elif (offset or 0) < 0 or (kind == b"FLAT" and offset is None) or (offset and kind not in FLAT_KINDS):
+        raise _invalid(shown)
     if sectors > INT64_MAX // SECTOR or (offset or 0) > INT64_MAX // SECTOR:
         raise _bad(f"an extent is longer than any file: {shown}", kind="too-large", field="extent")
-    if not sectors:
-        return None
-    return ExtentLine(sectors, words[2], name, offset or 0, after_blank=after_blank)
+    return ExtentLine(sectors, kind, name, offset or 0, refusal=refusal) if sectors else None
+
+
+def _invalid(shown: str) -> ImageError:
+    return _bad(f"an extent lacks its offset, or should have none: {shown}", field="offset")
+
+
+def _refusal(words: list[bytes], offset: int | None, shown: str) -> ImageError | None:
+    """Return what QEMU says of an extent line, ``None`` if it reads it."""
+    if words[0] != b"RW":
+        detail = f"QEMU leaves out an extent that is not RW, and shows a shorter disk: {shown}"
+        return _bad(detail, kind="unsupported-feature", field="access")
+    if (words[2] == b"FLAT") != (offset is not None) and words[2] != ZERO:
+        return _invalid(shown)
+    if words[2] not in QEMU_KINDS:
+        detail = f"QEMU leaves out an extent of this kind, and shows a shorter disk: {shown}"
+        return _bad(detail, kind="unsupported-feature", field="type")
+    return None
 
 
 def _decimal(word: bytes) -> int | None:

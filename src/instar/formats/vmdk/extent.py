@@ -46,11 +46,11 @@ class Extent:
     """One extent of a disk.
 
     Attributes:
-        role: QEMU's word for the file: ``file`` (the image itself) or ``extents.N``.
+        role: QEMU's word for the file: ``file`` (the image itself) or ``extents.N``; empty if there is none.
         name: the file's name in the descriptor; empty for the image itself.
         kind: the descriptor's word, such as ``SPARSE``; empty for a disk of one file.
-        layout: ``flat``, ``hosted``, ``cowd`` or ``sesparse``.
-        reader: the file; ``None`` before it is granted.
+        layout: ``flat``, ``hosted``, ``cowd``, ``sesparse`` or ``zero``.
+        reader: the file; ``None`` before it is granted, and where there is none.
         sectors: virtual length. ``said_sectors``: what the descriptor says, or ``None``.
         flat_start: byte at which the data of a flat extent starts.
         grain: sectors of a grain. ``gtes``: entries of a grain table. ``entry_size``: bytes of an entry.
@@ -157,11 +157,16 @@ def open_sparse(reader: Reader) -> Extent:
         ImageError: what ``open_hosted`` raises; ``invalid-format``, the file is neither.
     """
     magic = read_padded(reader, 0, 4)
+    if reader.size < len(magic):
+        detail = "the file is too small"
+        raise ImageError("invalid-format", "extent", detail, field="file length", value=reader.size, limit=len(magic))
     if magic == MAGIC:
         return open_hosted(reader)
     if magic == COWD_MAGIC:
         return open_cowd(reader)
-    raise ImageError("invalid-format", "extent", "the file does not start as a sparse extent does", offset=0)
+    raise ImageError(
+        "invalid-format", "extent", "the file does not start as a sparse extent does", field="magic", offset=0
+    )
 
 
 def open_hosted(reader: Reader) -> Extent:

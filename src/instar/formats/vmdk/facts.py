@@ -5,7 +5,7 @@ from __future__ import annotations
 from instar.core.errors import IMAGE_KINDS, MAX_DETAIL
 from instar.core.image import role, shape
 from instar.core.schema import choice, flag, number, optional, record, row, rows, text
-from instar.formats.vmdk.ondisk import FORMAT, MAX_EXTENT_NAME, MAX_LINES
+from instar.formats.vmdk.ondisk import FORMAT, MAX_EXTENT_NAME, MAX_EXTENTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,14 +36,14 @@ SHAPE = shape(
             "cid": _CID,
             "parent-cid": _CID,
             "create-type": text(_MAX_WORD),
-            "extents": rows(_EXTENT, MAX_LINES),
+            "extents": rows(_EXTENT, MAX_EXTENTS),
         }
     ),
     extra={
         "cid": _CID,
         "parent_cid": _CID,
-        "extents": rows(_role, MAX_LINES),
-        "parts": rows(optional(_PART), MAX_LINES),
+        "extents": rows(_role, MAX_EXTENTS),
+        "parts": rows(optional(_PART), MAX_EXTENTS),
         "refusal": row(choice(*IMAGE_KINDS), optional(text(_MAX_WORD)), text(MAX_DETAIL)),
     },
 )

@@ -30,22 +30,29 @@ from instar.formats.vmdk.ondisk import (
     GrainMarker,
     Marker,
 )
+from instar.formats.vmdk.visits import LOST, PAST_END
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from instar.core.reader import Reader
     from instar.formats.vmdk.extent import Extent
+    from instar.formats.vmdk.visits import Visits
 
+#: Tables in the place of others that are read once more, as qemu-img reads them.
+_MOST_SHARED = 4096
 _ZEROS = bytes(MAX_READ)
 
 
 class Walk:
     """One walk; call ``run`` once."""
 
-    def __init__(self, extent: Extent, reader: Reader, tally: Tally) -> None:
+    def __init__(self, extent: Extent, reader: Reader, tally: Tally, visits: Visits) -> None:
         self.extent = extent
         self.reader = reader
         self.tally = tally
+        self.visits = visits
+        #: By sector of a table in the place of others: which entry stops QEMU.
+        self.shared: dict[int, int | None] = {}
         self.file_sectors = ceil_div(reader.size, SECTOR)
         #: Sectors held by metadata; and the first sector after the last of them.
         self.metadata = Claims(MAX_BITMAP_BYTES)
@@ -84,6 +91,11 @@ class Walk:
 
     def _corrupt(self, structure: str, detail: str, sector: int | None = None, count: int = 1) -> None:
         self.tally.hit("corruption", structure, detail, offset=None if sector is None else sector * SECTOR, count=count)
+
+    def _lost(self, structure: str, detail: str, grain: int, sector: int, code: str) -> None:
+        """Report what stops qemu-img at a grain."""
+        seen = self.visits.sector_of(grain)
+        self.tally.hit("corruption", structure, detail, offset=sector * SECTOR, code=code, seen=seen)
 
     # --- metadata ---------------------------------------------------------------------------------
 
@@ -143,7 +155,7 @@ class Walk:
         pieces = iter_table(self.reader, extent.gd_offset, count, self.code, "<", "grain directory")
         for first, entries in pieces:
             if self.extent.layout == "sesparse":
-                self._decode_directory(entries)
+                self._decode_directory(first, entries)
             number = max(0, min(len(entries), copies - first))
             others = array("I")
             if number:
@@ -153,15 +165,14 @@ class Walk:
             others.extend([0] * (len(entries) - number))
             self._place_piece(first, entries, others, number)
 
-    def _decode_directory(self, entries: array[int]) -> None:
-        """Turn a seSparse directory's entries into sectors."""
+    def _decode_directory(self, first: int, entries: array[int]) -> None:
+        """Turn a seSparse directory's entries, from ``first`` on, into sectors."""
         for at, entry in enumerate(entries):
             if entry >> 32 == SESPARSE_GDE_USED:
                 entries[at] = self.extent.tables_base + (entry & 0xFFFFFFFF) * SESPARSE_TABLE
             elif entry:
-                self._corrupt(
-                    "grain directory", "an entry is neither empty nor in use", self.extent.gd_offset // SECTOR
-                )
+                detail, place = "an entry is neither empty nor in use", self.extent.gd_offset // SECTOR
+                self._lost("grain directory", detail, (first + at) * self.extent.gtes, place, LOST)
                 entries[at] = 0
 
     def _place_piece(self, first: int, entries: array[int], others: array[int], copied: int) -> None:
@@ -198,21 +209,36 @@ class Walk:
             self._remember(index, count, sector, other)
             return
         for at in range(count):
-            place = self._place_one(sector + at * self.stride, "grain table")
+            place = self._place_one(sector + at * self.stride, "grain table", index + at)
             copy = self._place_one(other + at * self.stride, "redundant grain table") if other else 0
             if place:
                 self._remember(index + at, 1, place, copy)
 
-    def _place_one(self, sector: int, structure: str) -> int:
-        """Claim one table's sectors; return its sector, or 0 if it cannot be there."""
+    def _place_one(self, sector: int, structure: str, index: int | None = None) -> int:
+        """Claim one table's sectors; return its sector, or 0 if it cannot be there. QEMU uses those with an index."""
         if not self._inside(sector, 1):
             self._corrupt(structure, "it reaches past the end of the file", sector)
         elif self.metadata.taken(sector, self.stride):
-            self._corrupt(structure, "it overlaps other metadata, or two entries share it", sector)
+            at = None if index is None else self._stops_at(sector)
+            seen = None if index is None or at is None else self.visits.sector_of(index * self.extent.gtes + at)
+            detail = "it overlaps other metadata, or two entries share it"
+            self.tally.hit("corruption", structure, detail, offset=sector * SECTOR, code=PAST_END, seen=seen)
         else:
             self.metadata.claim(sector, self.stride)
             return sector
         return 0
+
+    def _stops_at(self, sector: int) -> int | None:
+        """Return the first entry that names a grain past the end, of a table in the place of others.
+
+        QEMU reads such tables as they are.
+        """
+        if sector not in self.shared:
+            if len(self.shared) >= _MOST_SHARED or self.extent.layout == "sesparse":
+                return None
+            entries = table(read_padded(self.reader, sector * SECTOR, 4 * self.extent.gtes), "I", "<")
+            self.shared[sector] = next((at for at, place in enumerate(entries) if place >= self.file_sectors), None)
+        return self.shared[sector]
 
     def _remember(self, index: int, count: int, sector: int, other: int) -> None:
         if len(self.runs) >= 4 * MAX_TABLE_RUNS:
@@ -303,6 +329,8 @@ class Walk:
         need = min(size, self.extent.sectors - grain * size)
         if need <= 0:
             self.tally.hit("warning", "grain table", "an entry lies past the end of the disk")
+        elif sector >= self.file_sectors:
+            self._lost("grain", "it starts past the end of the file", grain, sector, PAST_END)
         elif sector + need > self.file_sectors:
             self._corrupt("grain", "it reaches past the end of the file", sector)
         elif sector < self.metadata_end and self.metadata.taken(sector, need):
@@ -327,7 +355,7 @@ class Walk:
             number = (entry & 0x0FFF000000000000) >> 48 | (entry & 0x0000FFFFFFFFFFFF) << 12
             self._judge_grain(grain, self.extent.grains_base + number * self.extent.grain)
         elif kind not in (SESPARSE_GTE_UNMAPPED, SESPARSE_GTE_ZERO):
-            self._corrupt("grain table", "an entry is of no known kind")
+            self._lost("grain table", "an entry is of no known kind", grain, self.extent.gd_offset // SECTOR, LOST)
 
     def _judge_compressed(self, grain: int, sector: int) -> None:
         """Judge one entry of an extent with compressed grains: each has its own length, said by its marker."""
@@ -336,7 +364,7 @@ class Walk:
             self.tally.hit("warning", "grain table", "an entry lies past the end of the disk")
             return
         if sector >= self.file_sectors:
-            self._corrupt("grain", "it reaches past the end of the file", sector)
+            self._lost("grain", "it starts past the end of the file", grain, sector, PAST_END)
             return
         count = 1
         if self.extent.markers:

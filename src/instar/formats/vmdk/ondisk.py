@@ -201,9 +201,6 @@ DESCRIPTOR_OFFSET = SECTOR
 DESCRIPTOR_BYTES = 20 * SECTOR
 #: QEMU reads no more of a descriptor file, to bound the memory.
 MAX_DESCRIPTOR_FILE = (1 << 20) - 1
-#: Lines, and bytes in one, of a descriptor: more than 1,024 extents and any disk database need.
-MAX_LINES = 16384
-MAX_LINE = 8192
 #: QEMU's buffers, without the terminator: createType, the name in an extent line, parentFileNameHint.
 MAX_CREATE_TYPE = 127
 MAX_EXTENT_NAME = 511
@@ -215,18 +212,22 @@ MAX_EXTENTS = MAX_REFERENCES - 1
 NO_CID = 0xFFFFFFFF
 #: createType of a disk that is one file with a header.
 EMBEDDED_TYPES = ("monolithicSparse", "streamOptimized")
-#: createType of a disk whose descriptor is a file of its own; QEMU knows all but the last two, which differ
-#: from vmfs in nothing that a reader sees.
-DESCRIPTOR_TYPES = (
-    "monolithicFlat",
-    "vmfs",
-    "vmfsSparse",
-    "seSparse",
-    "twoGbMaxExtentSparse",
-    "twoGbMaxExtentFlat",
-    "vmfsThin",
-    "custom",
+#: createType of a disk whose descriptor names its extents, as QEMU knows it.
+QEMU_TYPES = ("monolithicFlat", "vmfs", "vmfsSparse", "seSparse", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat")
+#: Those that QEMU refuses, and that differ from the others in nothing that a reader sees: how ESXi reserved the space,
+#: older names, and descriptors that were taken out of their file.
+FURTHER_TYPES = (
+    *("vmfsThin", "vmfsPreallocated", "vmfsEagerZeroedThick", "custom"),
+    *("2GbMaxExtentSparse", "2GbMaxExtentFlat", *EMBEDDED_TYPES),
 )
+#: createType of a disk whose data is on a device, with what that device is.
+DEVICE_TYPES = {
+    **dict.fromkeys(("fullDevice", "partitionedDevice"), "a device of the machine that it was made on"),
+    **dict.fromkeys(
+        ("vmfsRDM", "vmfsRDMP", "vmfsRaw", "vmfsRawDeviceMap", "vmfsPassthroughRawDeviceMap"),
+        "a device that only VMware's ESXi reaches (raw device mapping)",
+    ),
+}
 
 # --- limits of readers ------------------------------------------------------------------------------
 

@@ -17,11 +17,13 @@ from instar.formats.vmdk.ondisk import (
     COWD_MAGIC,
     DESCRIPTOR_BYTES,
     DESCRIPTOR_OFFSET,
-    DESCRIPTOR_TYPES,
+    DEVICE_TYPES,
     EMBEDDED_TYPES,
     FORMAT,
+    FURTHER_TYPES,
     MAGIC,
     MAX_DESCRIPTOR_FILE,
+    QEMU_TYPES,
     SECTOR,
     SESPARSE_MAGIC,
     SparseExtentHeader,
@@ -46,15 +48,28 @@ class Disk:
         cid, parent_cid: 32 bits each.
         parent: name of the backing file, or ``None``.
         complete: every extent's file is there.
+        refusal: what QEMU says where it does not open the disk, or shows a shorter one; else ``None``.
         embedded: one file, header and descriptor in it.
     """
 
-    __slots__ = ("cid", "complete", "create_type", "embedded", "extents", "lines", "parent", "parent_cid", "text")
+    __slots__ = (
+        "cid",
+        "complete",
+        "create_type",
+        "embedded",
+        "extents",
+        "lines",
+        "parent",
+        "parent_cid",
+        "refusal",
+        "text",
+    )
 
     def __init__(self, text: bytes, identity: bytes) -> None:
         self.text = text
-        self.cid = descriptor.content_id(identity)
-        self.parent_cid = descriptor.content_id(identity, parent=True)
+        self.cid, refusal = descriptor.identity(identity)
+        self.parent_cid, other = descriptor.identity(identity, parent=True)
+        self.refusal: ImageError | None = refusal or other
         self.parent = descriptor.parent_name(text)
         self.extents: list[Extent] = []
         self.lines: list[descriptor.ExtentLine] = []
@@ -135,38 +150,52 @@ def _from_embedded_text(image: Reader, parts: Sequence[Reader | Elsewhere | None
     """
     data = read_padded(image, DESCRIPTOR_OFFSET, min(image.size, MAX_DESCRIPTOR_FILE))
     text = descriptor.c_text(data)
-    if _text(descriptor.create_type(text)) in EMBEDDED_TYPES:
+    if _text(descriptor.create_type(text)[0]) in EMBEDDED_TYPES:
         return _embedded(image, open_hosted(image))
     return _named(text, parts)
 
 
+def _judge_type(create_type: str) -> None:
+    """Refuse a disk whose data is on a device, or of an unknown type.
+
+    Raises:
+        ImageError: ``unsupported-feature``.
+    """
+    lower = create_type.lower()
+    shown = printable(create_type, 127)
+    detail = f"disks of type '{shown}' are not known"
+    for name, device in DEVICE_TYPES.items():
+        if name.lower() == lower:
+            detail = f"a disk of type '{shown}' is {device}; there is no file to read it from"
+    if all(lower != name.lower() for name in (*QEMU_TYPES, *FURTHER_TYPES)):
+        raise ImageError("unsupported-feature", "descriptor", detail, field="createType")
+
+
 def _named(text: bytes, parts: Sequence[Reader | Elsewhere | None]) -> Disk:
     """Describe a disk whose descriptor names its extents."""
-    create_type = _text(descriptor.create_type(text))
-    if create_type not in DESCRIPTOR_TYPES:
-        raise ImageError(
-            "unsupported-feature",
-            "descriptor",
-            f"a descriptor file of type '{printable(create_type, 40)}' is not read",
-            field="createType",
-        )
+    written, refusal = descriptor.create_type(text)
+    create_type = _text(written)
+    _judge_type(create_type)
+    if create_type not in QEMU_TYPES:
+        refusal = refusal or descriptor.type_refusal(written)
+    lines = descriptor.extent_lines(text)
     disk = Disk(text, descriptor.window(text))
+    for line in lines:
+        refusal = refusal or line.refusal
+    disk.refusal = refusal or disk.refusal
     disk.create_type = create_type
     disk.embedded = False
-    disk.lines = descriptor.extent_lines(text)
+    disk.lines = lines
     # QEMU makes a descriptor without extents for a disk of 0 bytes (and fails an assertion of its own on it).
-    disk.complete = bool(parts) or not disk.lines
-    for number, line in enumerate(disk.lines):
-        part = parts[number] if number < len(parts) else None
-        if part is None and disk.complete:
-            raise ImageError(
-                "denied",
-                f"extents.{number}",
-                f"the extent file '{printable(line.name, 200)}' was not granted:"
-                " it is not there, or the policy for files that images name does not allow it",
-            )
-        extent = _known(line, part.facts) if isinstance(part, Elsewhere) else _open_part(line, part)
-        extent.role = f"extents.{number}"
+    disk.complete = bool(parts) or all(line.kind == descriptor.ZERO for line in lines)
+    number = 0
+    for line in lines:
+        if line.kind == descriptor.ZERO:
+            extent = Extent("zero", line.sectors, None)
+            extent.role = ""
+        else:
+            extent = _named_extent(line, number, parts, disk.complete)
+            number += 1
         extent.name = line.name
         extent.kind = line.kind.decode()
         extent.said_sectors = line.sectors
@@ -174,6 +203,23 @@ def _named(text: bytes, parts: Sequence[Reader | Elsewhere | None]) -> Disk:
         if extent.compressed:
             disk.create_type = "streamOptimized"
     return disk
+
+
+def _named_extent(
+    line: descriptor.ExtentLine, number: int, parts: Sequence[Reader | Elsewhere | None], complete: bool
+) -> Extent:
+    """Read the extent that is in a file of its own, the image's part ``number``."""
+    part = parts[number] if number < len(parts) else None
+    if part is None and complete:
+        raise ImageError(
+            "denied",
+            f"extents.{number}",
+            f"the extent file '{printable(line.name, 200)}' was not granted:"
+            " it is not there, or the policy for files that images name does not allow it",
+        )
+    extent = _known(line, part.facts) if isinstance(part, Elsewhere) else _open_part(line, part)
+    extent.role = f"extents.{number}"
+    return extent
 
 
 def _known(line: descriptor.ExtentLine, facts: Wire) -> Extent:
@@ -213,7 +259,7 @@ def _open_part(line: descriptor.ExtentLine, reader: Reader | None) -> Extent:
                 raise ImageError("unsupported-feature", "extent", "the extent is itself a disk with extents")
         return open_sparse(reader)
     except ImageError as error:
-        error.structure = f"{printable(line.name, 60)}: {error.structure}"
+        error.structure = f"{error.structure} of '{printable(line.name, 60)}'"
         raise
 
 
@@ -228,7 +274,7 @@ def _specific(disk: Disk) -> dict[str, Wire]:
         row: dict[str, Wire] = {"compressed": True} if extent.compressed else {}
         row["virtual-size"] = extent.sectors * SECTOR
         row["filename"] = _text(extent.name)
-        if extent.layout != "flat":
+        if extent.grain:
             row["cluster-size"] = extent.grain * SECTOR
         row["format"] = extent.kind
         extents.append(row)
@@ -249,12 +295,13 @@ def info(image: Reader, parts: Sequence[Reader | Elsewhere | None], *, generatio
     ``format_specific`` the ``filename`` of an extent is the name as written in the descriptor, empty for the
     image itself: the host, which knows paths, puts them in. ``extra["extents"]`` holds the role of each.
     ``extra["cid"]`` is the CID that a child of this disk records. ``extra["parts"]`` is what ``Elsewhere`` hands on.
+    ``extra["refusal"]``, if there is one: kind, field and text of what QEMU says of a disk that it does not open.
 
     Raises:
         ImageError: any kind; ``denied``, an extent was not granted.
     """
     disk = open_disk(image, parts)
-    kinds = {(extent.layout == "flat", extent.compressed, extent.grain) for extent in disk.extents}
+    kinds = {(extent.layout in ("flat", "zero"), extent.compressed, extent.grain) for extent in disk.extents}
     grain = disk.extents[0].grain if len(kinds) == 1 else 0
     sectors = sum(extent.sectors for extent in disk.extents)
     if sectors > INT64_MAX // SECTOR:
@@ -267,22 +314,25 @@ def info(image: Reader, parts: Sequence[Reader | Elsewhere | None], *, generatio
             required=True,
         )
         for extent in disk.extents
-        if extent.role != "file"
+        if extent.role not in ("", "file")
     ]
     if disk.parent is not None:
         references.append(Reference("backing", disk.parent, format=FORMAT))
+    extra: dict[str, Wire] = {
+        "cid": disk.cid,
+        "parent_cid": disk.parent_cid,
+        "extents": [extent.role for extent in disk.extents],
+        "parts": [] if disk.embedded else [_facts_of(extent) for extent in disk.extents if extent.role],
+    }
+    if disk.refusal is not None:
+        extra["refusal"] = [disk.refusal.kind, disk.refusal.field, disk.refusal.detail]
     return ImageFacts(
         FORMAT,
         sectors * SECTOR,
         cluster_size=grain * SECTOR or None,
         references=references,
         format_specific=_specific(disk) if disk.complete else None,
-        extra={
-            "cid": disk.cid,
-            "parent_cid": disk.parent_cid,
-            "extents": [extent.role for extent in disk.extents],
-            "parts": [] if disk.embedded else [_facts_of(extent) for extent in disk.extents],
-        },
+        extra=extra,
         # QEMU has no dirty flag to show when the extents are of different kinds.
         has_dirty_flag=len(kinds) <= 1,
     )
