@@ -115,17 +115,19 @@ def archives() -> tuple[str, str | None]:
     return uris["main"], uris.get("security")
 
 
-def private_apt(suites: tuple[str, ...], home: Path, architecture: str | None = None) -> Path:
+def private_apt(
+    suites: tuple[str, ...], home: Path, architecture: str | None = None, *, components: str = "main"
+) -> Path:
     """Make an apt state of its own in `home`, which knows `suites` and nothing installed; return its configuration.
 
-    `architecture` is Debian's word for another machine's (`arm64`).
+    `architecture` is Debian's word for another machine's (`arm64`); `components` are those of the archive.
     """
     main, security = archives()
     lines = []
     for suite in suites:
         uri = security if suite.endswith("-security") else main
         if uri:
-            lines.append(f"deb [signed-by={KEYRING}] {uri} {suite} main\n")
+            lines.append(f"deb [signed-by={KEYRING}] {uri} {suite} {components}\n")
     for folder in ("state/lists/partial", "cache/archives/partial"):
         (home / folder).mkdir(parents=True)
     (home / "state/status").touch()
@@ -147,9 +149,9 @@ def download(suites: tuple[str, ...], home: Path) -> Iterator[Path]:
     return (home / "cache/archives").glob("*.deb")
 
 
-def command(root: Path, program: str) -> list[str]:
+def command(root: Path, program: str, *, folder: str = "usr/bin", libraries: tuple[str, ...] = ()) -> list[str]:
     """Return the words that run `program` of the unpacked tree `root` with the tree's libraries."""
-    folders = [*root.glob("lib/*-linux-gnu*"), *root.glob("usr/lib/*-linux-gnu*")]
+    folders = [*root.glob("lib/*-linux-gnu*"), *root.glob("usr/lib/*-linux-gnu*"), *(root / own for own in libraries)]
     loaders = [loader for folder in folders for loader in folder.glob("ld-linux*.so.*")]
     if not loaders:
         raise FetchError("no dynamic loader among the packages")
@@ -157,7 +159,7 @@ def command(root: Path, program: str) -> list[str]:
     usage = subprocess.run([loaders[0], "--help"], check=False, capture_output=True, text=True)
     if "--argv0" in usage.stdout:  # since C library 2.33
         words += ["--argv0", program]
-    return [*words, str(root / "usr/bin" / program)]
+    return [*words, str(root / folder / program)]
 
 
 def version_of(*argv: str | Path) -> str:
