@@ -27,7 +27,7 @@ from tests.compat.differences import ignored, knowingly_refused, plain, same_des
 from tests.compat.versions import VERSIONS, real
 from tests.support import same_bytes
 
-from fuzz import choices
+from fuzz import choices, descriptors
 from fuzz.choices import GiB, MiB
 from fuzz.opinions import inspected, opinions
 from instar.formats import creatable
@@ -49,6 +49,8 @@ _ELSEWHERE = (
     "detached-header",
     "encrypt.",
 )
+#: How many cases are descriptors.
+_DESCRIPTORS = 0.1
 _BASES = ("raw", "qcow2", "vmdk", "qed", "qcow")
 _TIMEOUT = 60
 #: Disks up to this size are read by others than qemu-img, too.
@@ -66,7 +68,10 @@ LEAKED = "'qemu-img check -r' on the image file to fix."
 
 
 class Case(NamedTuple):
-    """What is done: ``version`` of qemu-img, arguments of its create, and what is done afterwards."""
+    """What is done: ``version`` of qemu-img, arguments of its create, and what is done afterwards.
+
+    Or a VMDK's ``descriptor``, which is described and checked.
+    """
 
     version: tuple[int, int]
     format: str
@@ -74,6 +79,7 @@ class Case(NamedTuple):
     size: str
     backing: tuple[str, ...] = ()
     uses: tuple[tuple[str, ...], ...] = ()
+    descriptor: str = ""
 
     def words(self) -> list[str]:
         """Return the arguments of ``create``."""
@@ -83,6 +89,8 @@ class Case(NamedTuple):
     def lines(self) -> str:
         """Return the case as commands to type."""
         program = f"qemu-img # {self.version[0]}.{self.version[1]}"
+        if self.descriptor:
+            return f"{program}\n{self.descriptor!r}"
         told = [f"{program} {shlex.join(self.words())}"]
         told += [shlex.join(use) for use in self.uses]
         return "\n".join(told)
@@ -96,6 +104,8 @@ def make_case(seed: int, number: int) -> Case:
     """Return a case by its number."""
     chance = random.Random(f"{seed} {number}")
     version = chance.choice(VERSIONS)
+    if chance.random() < _DESCRIPTORS:
+        return Case(version, "vmdk", (), "", descriptor=descriptors.descriptor(chance))
     names = [row.name for row in creatable() if row.qemu_creatable and row.name != "luks"]
     format = chance.choice(names)
     options = choices.options(chance, format, version, leave=_ELSEWHERE)
@@ -163,6 +173,8 @@ def play(case: Case, folder: Path) -> bool:
     Raises:
         Difference: what differs.
     """
+    if case.descriptor:
+        return _play_descriptor(case, folder)
     ours, theirs = folder / "ours", folder / "theirs"
     for place in (ours, theirs):
         place.mkdir()
@@ -202,6 +214,23 @@ def play(case: Case, folder: Path) -> bool:
         if case.uses:
             _describe(case, program, ours, theirs)
         _compare_contents(case, size, ours, theirs)
+    return True
+
+
+def _play_descriptor(case: Case, folder: Path) -> bool:
+    """Have both programs describe and check what a descriptor names; compare verdicts, and what is said of images."""
+    for name in ("flat", "a b"):
+        (folder / name).write_bytes(bytes(65536))
+    _must("qemu-img", "create", "-q", "-f", "vmdk", str(folder / "sparse"), "64k")
+    (folder / "t").write_bytes(case.descriptor.encode())
+    _settle(folder)
+    for words in (["info", "--output=json", "t"], ["check", "t"]):
+        own, real_ = call(words, case.version, folder), _run([real(case.version), *words], folder)
+        if descriptors.differs_on_purpose(case.descriptor, own[2]) or _cannot_open(real_[2]):
+            return False
+        _same(f"verdict of {words[0]}", own[0], real_[0])
+        if not own[0]:
+            _same(words[0], own, real_)
     return True
 
 
@@ -349,6 +378,9 @@ def minimised(case: Case) -> Case:
 
 
 def _smaller(case: Case) -> Iterator[Case]:
+    lines = case.descriptor.splitlines(keepends=True)
+    for index in range(len(lines)):
+        yield case._replace(descriptor="".join(lines[:index] + lines[index + 1 :]))
     for index in range(len(case.uses)):
         yield case._replace(uses=case.uses[:index] + case.uses[index + 1 :])
     for index in range(len(case.options)):
