@@ -247,3 +247,12 @@ def test_item_counts_are_bounded_by_the_table() -> None:
     rows = b"".join(u64(n) + u64(0) + u32(0x10100 + n) + u32(1) + u32(1) + u32(0) for n in range(2042))
     report = examine(changed({METADATA + 10: u16(2047), METADATA + 192: rows}))
     assert "there are 2042 user items" in said(report)
+
+
+def test_only_of_what_qemu_opens_findings_are_hidden_from_its_dialect() -> None:
+    """A damaged second region table is nothing to QEMU; with a damaged first one it does not open the image."""
+    for place, unseen in ((TABLES[1], 1), (TABLES[0], 0)):
+        source = image()
+        write(source, place + 40, b"\x55")
+        made = examine(source)
+        assert (made.corruptions, made.unseen) == (1, unseen)

@@ -69,10 +69,17 @@ def check(image: Reader, parts: Sequence[Reader | None], *, generation: tuple[in
         _check_locator(report, disk)
         if parts:
             _check_lineage(report, disk, parts[0])
-    report.mark_unseen()
+    if _opens_in_qemu(disk):
+        report.mark_unseen()
     if not _is_sound(image, disk):
         _Table(report, image, disk).run()
     return report
+
+
+def _opens_in_qemu(disk: Disk) -> bool:
+    """Tell whether QEMU opens the image; if not, nothing is hidden from those who ask for its verdict."""
+    found = disk.metadata
+    return not (found.has_parent or disk.replayed or disk.tables[0].fault or found.logical_sector != SECTOR)
 
 
 def _check_locator(report: Report, disk: Disk) -> None:
@@ -265,6 +272,7 @@ class _Table:
         self.disk = disk
         self.placement = bat.Placement(image, disk)
         self.has_parent = disk.metadata.has_parent
+        self.opens_in_qemu = _opens_in_qemu(disk)
         self.told: dict[str, int] = {}
         self.counted = 0
         #: One byte for each mebibyte of the file: what lies there.
@@ -362,8 +370,8 @@ class _Table:
         """Judge where a present block lies, and remember that it lies there."""
         fault = self.placement.fault(index, entry)
         if fault is not None:
-            # QEMU counts a file in whole sectors, and does not open differencing disks.
-            seen = not self.has_parent and self.placement.fault(index, entry, align_up(self.image.size, SECTOR))
+            # QEMU counts a file in whole sectors.
+            seen = self.placement.fault(index, entry, align_up(self.image.size, SECTOR))
             self._tell("corruption", index, f"the block {fault[0]}", offset=entry & OFFSET_MASK, seen=bool(seen))
             return
         first = (entry & OFFSET_MASK) // MiB
@@ -377,6 +385,7 @@ class _Table:
 
     def _tell(self, severity: str, index: int, what: str, *, offset: int | None = None, seen: bool = False) -> None:
         """Count a fault, and tell it if not too many of its kind were told. ``seen``: qemu-img sees it, too."""
+        seen = seen or not self.opens_in_qemu
         self.counted += 1
         number = self.told[what] = self.told.get(what, 0) + 1
         detail = f"entry {index}: {what}" if number <= MAX_TOLD else ""
