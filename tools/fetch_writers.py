@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Fetch programs that write disk images and are not QEMU's, to try instar on what they make, without installing them.
 
-    tools/fetch_writers.py [PROGRAM...]     fetch these programs (default: all)
-    tools/fetch_writers.py --list           print what is cached: PROGRAM, ITS PATH
+    python -m tools.fetch_writers [PROGRAM...]     fetch these programs (default: all)
+    python -m tools.fetch_writers --list           print what is cached: PROGRAM, ITS PATH
 
 As ``fetch_qemu`` does it: a private state of apt, a package with the libraries that it needs, unpacked into
 CACHE/PACKAGE/root, and a wrapper for each program in CACHE/bin. What such a package wants beside libraries (kernel
@@ -22,8 +22,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from fetch_qemu import FetchError, private_apt, run
-from fetch_qemu import command as command_of
+from tools.fetch_qemu import FetchError, private_apt, run
+from tools.fetch_qemu import command as command_of
 
 
 class Origin(NamedTuple):
