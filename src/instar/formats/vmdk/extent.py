@@ -267,7 +267,7 @@ def open_sesparse(reader: Reader) -> Extent:
             "invalid-format",
             "extent",
             "the file does not start as a seSparse extent does",
-            field="magic",
+            field="constant magic",
             value=header.magic,
             expected=SESPARSE_MAGIC,
             offset=0,
