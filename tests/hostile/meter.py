@@ -89,17 +89,17 @@ class Worker:
         self._process.stdout.close()
 
 
+#: Characters that a terminal acts on, or that are none, turn text round, or are not seen.
+_UNSAFE = (
+    *((0x00, 0x09), (0x0B, 0x1F), (0x7F, 0x9F), (0xAD, 0xAD), (0x61C, 0x61C), (0x180E, 0x180E), (0x200B, 0x200F)),
+    *((0x2028, 0x202E), (0x2060, 0x206F), (0xD800, 0xDFFF), (0xFEFF, 0xFEFF), (0xFFF0, 0xFFFB), (0x1BCA0, 0x1BCA3)),
+    *((0x1D173, 0x1D17A), (0xE0000, 0xE007F)),
+)
+
+
 def unprintable(text: str) -> set[str]:
-    """Return the characters of a text that a terminal acts on, or that are none."""
-    return {
-        char
-        for char in text
-        if (char < " " and char != "\n")
-        or "\x7f" <= char < "\xa0"
-        or "\u2028" <= char <= "\u202e"
-        or "\u2066" <= char <= "\u2069"
-        or "\ud800" <= char <= "\udfff"
-    }
+    """Return the characters of a text that must not reach a terminal as they are."""
+    return {char for char in set(text) if any(first <= ord(char) <= last for first, last in _UNSAFE)}
 
 
 def faults(words: Sequence[str], done: dict[str, Any], seconds: float = 0) -> Iterator[str]:
