@@ -319,6 +319,12 @@ def preallocation(note: str, *, modes: tuple[str, ...] = PREALLOCATION, extensio
     return Option("preallocation", "choice", help, default="off", choices=modes, extension=extension, note=note)
 
 
+def reserved(options: Mapping[str, Value], length: int) -> dict[str, int]:
+    """Return for ``core.plan.Bound`` that ``length`` bytes may be reserved, in the mode that ``options`` ask for."""
+    mode = str(options.get("preallocation"))
+    return {mode: length} if mode in ("falloc", "full") else {}
+
+
 def parent(format: str, note: str) -> tuple[Option, Option]:
     """Return the options of differencing disks, whose parents are of their own ``format``."""
     return (

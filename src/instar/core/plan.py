@@ -13,7 +13,7 @@ from instar.core.errors import InternalError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 #: Largest piece of bytes an item yields.
 PIECE = 1 << 20
@@ -222,6 +222,21 @@ class Plan:
                 ),
             ]
         )
+
+
+class Bound:
+    """What a plan can need of one file, in bytes; ``formats/*/options.bounds`` knows it before there is a plan.
+
+    Attributes:
+        length: how long the file can become.
+        reserved: how much of it is reserved, by the mode of an ``Allocate``; in a mode that is not there, nothing.
+    """
+
+    __slots__ = ("length", "reserved")
+
+    def __init__(self, length: int, reserved: Mapping[str, int] | None = None) -> None:
+        self.length = length
+        self.reserved = {mode: most for mode, most in (reserved or {}).items() if most}
 
 
 class Companion:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from instar.core.errors import HostError
     from instar.core.options import Value
-    from instar.core.plan import Backing, Companion
+    from instar.core.plan import Backing, Bound, Companion
     from instar.formats import Format
     from instar.host.chain import Behind
 
@@ -243,6 +243,15 @@ def companions_of(request: Request, options: Mapping[str, Value]) -> tuple[Compa
         return ()
     name = strip_file_protocol(request.path).rpartition("/")[2]
     found: tuple[Companion, ...] = find_them(request.size, options, name)
+    return found
+
+
+def bounds_of(request: Request, options: Mapping[str, Value]) -> list[Bound]:
+    """Return what each file of the image can need at most, itself first; ``options`` are ``judge``'s."""
+    find_them = _options_module(request.row.name).bounds
+    found: list[Bound] = list(find_them(request.size, options, request.backing))
+    for bound in found:
+        bound.length = min(bound.length, INT64_MAX)
     return found
 
 

@@ -30,6 +30,7 @@ from instar.formats.luks.ondisk import (
     header_bytes,
     material_sectors,
 )
+from instar.formats.luks.options import key_bytes
 from instar.formats.luks.splitter import split
 
 TYPE_CHECKING = False
@@ -58,18 +59,13 @@ class Made:
         self.size = size
 
 
-def size_of(options: Mapping[str, int | bool | str], prefix: str = "") -> int:
-    """Return the bytes of the header with all key slots, before it is made; see ``make``."""
-    return header_bytes(spec_of(options, prefix).master_key_bytes)
-
-
 def spec_of(options: Mapping[str, int | bool | str], prefix: str = "") -> Spec:
     """Return what ``options.choose`` chose."""
-    name, _, bits = str(options[f"{prefix}cipher-alg"]).partition("-")
+    cipher = str(options[f"{prefix}cipher-alg"])
     hash_name = options.get(f"{prefix}ivgen-hash-alg")
     return Spec(
-        name,
-        int(bits) // 8 if bits else {"3des": 24, "des": 8}.get(name, 16),
+        cipher.partition("-")[0],
+        key_bytes(cipher),
         str(options[f"{prefix}cipher-mode"]),
         str(options[f"{prefix}ivgen-alg"]),
         None if hash_name is None else str(hash_name),

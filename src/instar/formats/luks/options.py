@@ -7,15 +7,15 @@ and modes that do not fit) is judged where the passphrase is, by ``make.make``.
 from __future__ import annotations
 
 from instar.core.errors import OptionError
-from instar.core.options import Option
-from instar.formats.luks.ondisk import CIPHER_MODES, HASHES, HASHES_9_2, IV_GENERATORS
+from instar.core.options import Option, reserved
+from instar.formats.luks.ondisk import CIPHER_MODES, HASHES, HASHES_9_2, IV_GENERATORS, header_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from instar.core.options import Settings
-    from instar.core.plan import Backing
+    from instar.core.plan import Backing, Bound
 
 #: ``des`` and ``3des`` are QEMU's too; LUKS has neither, and says so later than a name that nobody knows.
 CIPHER_NAMES = (
@@ -163,3 +163,23 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
     chosen["key-secret"] = require_secret(given, KEY_SECRET)
     chosen["detached-header"] = given.flag(DETACHED_HEADER)
     return chosen
+
+
+def bounds(size: int, options: Mapping[str, int | bool | str], backing: Backing | None) -> tuple[Bound, ...]:
+    """Return what each file of an image can need at most; ``options`` are ``resolve``'s."""
+    from instar.core.plan import Bound
+
+    length = header_size(options) + (0 if options["detached-header"] else size)
+    return (Bound(length, reserved(options, length)),)
+
+
+def header_size(options: Mapping[str, int | bool | str], prefix: str = "") -> int:
+    """Return the bytes of a header with all key slots; each key of ``options`` has ``prefix`` before it."""
+    doubled = 2 if options[f"{prefix}cipher-mode"] == "xts" else 1
+    return header_bytes(doubled * key_bytes(str(options[f"{prefix}cipher-alg"])))
+
+
+def key_bytes(cipher: str) -> int:
+    """Return the bytes of the key of a cipher of ``CIPHER_NAMES``, without the doubling of XTS."""
+    name, _, bits = cipher.partition("-")
+    return int(bits) // 8 if bits else {"3des": 24, "des": 8}.get(name, 16)

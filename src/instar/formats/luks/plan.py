@@ -9,8 +9,9 @@ from __future__ import annotations
 from instar.core.errors import OptionError
 from instar.core.plan import Allocate, Plan, Write
 from instar.core.units import INT64_MAX, SECTOR, align_up
-from instar.formats.luks.make import judge, make, passphrase_of, preload, size_of
+from instar.formats.luks.make import judge, make, passphrase_of, preload
 from instar.formats.luks.ondisk import FORMAT
+from instar.formats.luks.options import header_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def create(size: int, options: Mapping[str, int | bool | str], seed: Seed) -> Pl
     passphrase_of(options, "", seed.secret)
     judge(options)
     if not detached:
-        _judge_size(size, size_of(options))
+        _judge_size(size, header_size(options))
     made = make(options, seed, detached=detached)
     end = made.size if detached else made.size + size
     material_end = made.material_offset + len(made.material)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from instar.core.errors import OptionError
-from instar.core.options import Option, preallocation
+from instar.core.options import Option, preallocation, reserved
 from instar.core.units import align_up, ceil_div
-from instar.formats.parallels.ondisk import DEFAULT_CLUSTER, FORMAT, MAX_BAT_ENTRIES, MAX_CLUSTER, SECTOR
+from instar.formats.parallels.ondisk import DEFAULT_CLUSTER, FORMAT, MAX_BAT_ENTRIES, MAX_CLUSTER, SECTOR, Header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from instar.core.options import Settings
-    from instar.core.plan import Backing
+    from instar.core.plan import Backing, Bound
 
 SIZE = Option("size", "size", "Virtual disk size", note="Up to 536,870,911 clusters. Rounded up to 512 bytes.")
 CLUSTER_SIZE = Option(
@@ -75,3 +77,18 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
             limit=MAX_BAT_ENTRIES * cluster_size,
         )
     return {"cluster_size": cluster_size, "preallocation": preallocation}
+
+
+def bounds(size: int, options: Mapping[str, int | bool | str], backing: Backing | None) -> tuple[Bound, ...]:
+    """Return what each file of an image can need at most; ``options`` are ``resolve``'s."""
+    from instar.core.plan import Bound
+
+    cluster, mode = int(options["cluster_size"]), options["preallocation"]
+    entries = ceil_div(size, cluster)
+    tables = align_up(Header.SIZE + 4 * entries, cluster)
+    data = 0 if mode == "off" else entries * cluster
+    # The table's space is reserved in any case.
+    modes = {"full": tables, **reserved(options, data)}
+    if mode == "full":
+        modes["full"] += tables
+    return (Bound(tables + data, modes),)

@@ -9,13 +9,24 @@ from __future__ import annotations
 from instar.core.drivers import BUILT_IN
 from instar.core.errors import OptionError
 from instar.core.options import Option
-from instar.core.units import SECTOR, UINT64_MAX, align_up
-from instar.formats.qcow.ondisk import FORMAT, L1_ENTRY_SPAN, MAX_BACKING_NAME, MAX_L1_ENTRIES, VIRTUAL_FAT
+from instar.core.units import SECTOR, UINT64_MAX, align_up, ceil_div
+from instar.formats.qcow.ondisk import (
+    ENTRY_SIZE,
+    FORMAT,
+    L1_ALIGNMENT,
+    L1_ENTRY_SPAN,
+    MAX_BACKING_NAME,
+    MAX_L1_ENTRIES,
+    VIRTUAL_FAT,
+    Header,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from instar.core.options import Settings
-    from instar.core.plan import Backing
+    from instar.core.plan import Backing, Bound
 
 #: Largest disk that can be opened again: 512 TiB less 2 MiB.
 MAX_SIZE = MAX_L1_ENTRIES * L1_ENTRY_SPAN
@@ -108,6 +119,15 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
     if chosen is None:
         return {"encrypted": False}
     return {"encrypted": True, "key_secret": str(given.text(KEY_SECRET))}
+
+
+def bounds(size: int, options: Mapping[str, int | bool | str], backing: Backing | None) -> tuple[Bound, ...]:
+    """Return what each file of an image can need at most; ``options`` are ``resolve``'s."""
+    from instar.core.plan import Bound
+
+    name = 0 if backing is None else len(backing.name.encode("utf-8", "surrogateescape"))
+    table = align_up(ENTRY_SIZE * ceil_div(size, L1_ENTRY_SPAN), L1_ALIGNMENT)
+    return (Bound(align_up(Header.SIZE + name, ENTRY_SIZE) + table),)
 
 
 def _encryption(given: Settings) -> str | None:

@@ -47,6 +47,24 @@ def refcount_blocks(clusters: int, cluster_size: int, refcount_order: int, *, sp
             clusters += ceil_div(table, 2)
 
 
+def most_clusters(counted: int, cluster_size: int, refcount_order: int, *, exact: bool) -> int:
+    """Return how many clusters a new file of ``counted`` clusters has at most, with its header and refcounts.
+
+    With ``exact`` the refcount table was made anew in the end, for all of it (see ``Allocator.new_table``).
+    """
+    first = entries = cluster_size // REFCOUNT_TABLE_ENTRY_SIZE
+    most = 3 + counted
+    blocks = refcount_blocks(most, cluster_size, refcount_order, spare=True)
+    most += blocks - 1
+    if exact:
+        most += ceil_div(blocks, first)
+    # Each growth of the table leaves the former one where it was, and may leave free what was left of a block's range.
+    while entries < blocks:
+        entries = ceil_div(3 * entries, 2)
+        most += (cluster_size * 8 >> refcount_order) + ceil_div(entries, first) + 1
+    return most
+
+
 class Allocator:
     """The host clusters of a new image. Numbers are cluster indexes unless they say bytes.
 

@@ -7,13 +7,16 @@ single options first, in the order of QEMU's ``BlockdevCreateOptionsQcow2``, the
 from __future__ import annotations
 
 from instar.core.errors import OptionError, plain_file_hint, printable
-from instar.core.options import Option, preallocation
-from instar.core.units import SECTOR, UINT64_MAX, KiB, align_up, format_size, is_power_of_two
-from instar.formats.qcow2.allocate import refcount_blocks
+from instar.core.options import Option, preallocation, reserved
+from instar.core.units import SECTOR, UINT64_MAX, KiB, align_up, ceil_div, format_size, is_power_of_two
+from instar.formats.qcow2.allocate import most_clusters, refcount_blocks
 from instar.formats.qcow2.first_cluster import first_cluster
 from instar.formats.qcow2.layout import Layout, check_size
 from instar.formats.qcow2.ondisk import (
     COMPRESSION_NAMES,
+    L1_ENTRY_SIZE,
+    L2_ENTRY_SIZE,
+    L2_ENTRY_SIZE_EXTENDED,
     MAX_CLUSTER_BITS,
     MAX_CLUSTER_OFFSET,
     MAX_LENGTH,
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from instar.core.options import Settings
-    from instar.core.plan import Backing, Companion
+    from instar.core.plan import Backing, Bound, Companion
 
 #: Every driver that QEMU 7.2 to 11.1 accepts as the recorded format of a backing file: formats, then the rest.
 BACKING_FORMATS = (
@@ -212,6 +215,32 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
 
         chosen[KEY_SECRET.name] = require_secret(given, KEY_SECRET)
     return chosen
+
+
+def bounds(size: int, options: Mapping[str, int | bool | str], backing: Backing | None) -> tuple[Bound, ...]:
+    """Return what each file of an image can need at most; ``options`` are ``resolve``'s."""
+    from instar.core.plan import Bound
+
+    size, cluster_size = align_up(size, SECTOR), int(options["cluster_size"])
+    external, preallocated = DATA_FILE.name in options, options[PREALLOCATION.name] != "off"
+    data = ceil_div(size, cluster_size)
+    tables = ceil_div(data, cluster_size // (L2_ENTRY_SIZE_EXTENDED if options["extended_l2"] else L2_ENTRY_SIZE))
+    crypto = 0
+    if options.get(ENCRYPT_FORMAT.name) == "luks":
+        from instar.formats.luks.options import header_size
+
+        crypto = align_up(header_size(options, "encrypt."), cluster_size)
+    counted = ceil_div(tables * L1_ENTRY_SIZE, cluster_size) + crypto // cluster_size
+    if preallocated:
+        counted += tables + (0 if external else data)
+    order = int(options["refcount_bits"]).bit_length() - 1
+    length = most_clusters(counted, cluster_size, order, exact=preallocated and not external) * cluster_size
+    guest = data * cluster_size
+    modes = reserved(options, guest)
+    data_file = (Bound(guest, modes),) if external else ()
+    modes = {} if external else modes
+    # The encryption's header takes storage in any case.
+    return (Bound(length, {**modes, "falloc": modes.get("falloc", 0) + crypto}), *data_file)
 
 
 def companions(size: int, options: Mapping[str, int | bool | str], file_name: str) -> tuple[Companion, ...]:

@@ -25,8 +25,10 @@ from instar.formats.qed.ondisk import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from instar.core.options import Settings
-    from instar.core.plan import Backing
+    from instar.core.plan import Backing, Bound
 
 SIZE = Option("size", "size", "Virtual disk size", note="Rounded up to 512 bytes.")
 BACKING_FILE = Option("backing_file", "str", "File name of a base image")
@@ -97,6 +99,13 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
     if backing is not None:
         _backing_name(backing.name, cluster_size)
     return {"cluster_size": cluster_size, "table_size": table_size}
+
+
+def bounds(size: int, options: Mapping[str, int | bool | str], backing: Backing | None) -> tuple[Bound, ...]:
+    """Return what each file of an image can need at most; ``options`` are ``resolve``'s."""
+    from instar.core.plan import Bound
+
+    return (Bound(int(options["cluster_size"]) * (1 + int(options["table_size"]))),)
 
 
 def _size(size: int, cluster_size: int, table_size: int) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from instar.core.errors import OptionError
-from instar.core.options import Option, preallocation
-from instar.core.units import align_up
-from instar.formats.vdi.ondisk import MAX_SIZE, SECTOR
+from instar.core.options import Option, preallocation, reserved
+from instar.core.units import align_up, ceil_div
+from instar.formats.vdi.ondisk import BLOCK, MAP_OFFSET, MAX_SIZE, SECTOR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from instar.core.options import Settings
-    from instar.core.plan import Backing
+    from instar.core.plan import Backing, Bound
 
 SIZE = Option("size", "size", "Virtual disk size", note="Up to 512 TiB less 128 MiB. Rounded up to 512 bytes.")
 STATIC = Option(
@@ -58,3 +60,13 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
             hex=f"{size:x}",
         )
     return {"static": static, "preallocation": preallocation}
+
+
+def bounds(size: int, options: Mapping[str, int | bool | str], backing: Backing | None) -> tuple[Bound, ...]:
+    """Return what each file of an image can need at most; ``options`` are ``resolve``'s."""
+    from instar.core.plan import Bound
+
+    blocks = ceil_div(size, BLOCK)
+    tables = MAP_OFFSET + align_up(4 * blocks, SECTOR)
+    data = blocks * BLOCK if options["static"] else 0
+    return (Bound(tables + data, reserved(options, data)),)

@@ -206,6 +206,16 @@ def bat_entries(virtual_size: int, block_size: int, *, sector_size: int = 512, h
     return blocks + (blocks - 1) // ratio if blocks else 0
 
 
+def created_bat_entries(virtual_size: int, block_size: int) -> int:
+    """Return how many entries qemu-img makes room for in a new disk.
+
+    For a disk of size 0 it computes "blocks − 1" in 32 bits, and its reader insists on the room that follows from it.
+    """
+    if not virtual_size:
+        return 0xFFFF_FFFF // chunk_ratio(block_size)
+    return bat_entries(virtual_size, block_size)
+
+
 # -- metadata region (2.6) ---------------------------------------------------------------------------------
 
 METADATA_TABLE_SIZE = 64 * KiB

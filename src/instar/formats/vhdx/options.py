@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from instar.core.errors import OptionError, printable
-from instar.core.options import Option, parent, preallocation
-from instar.core.units import GiB, MiB, TiB, align_up, format_size, is_power_of_two
+from instar.core.options import Option, parent, preallocation, reserved
+from instar.core.units import GiB, MiB, TiB, align_up, ceil_div, format_size, is_power_of_two
 from instar.core.winpath import to_windows
 from instar.formats.vhdx import ondisk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from instar.core.options import Settings
-    from instar.core.plan import Backing
+    from instar.core.plan import Backing, Bound
 
 SIZE = Option("size", "size", "Virtual disk size; max of 64TB.", note="rounded up to 512 bytes; up to 64 TiB")
 LOG_SIZE = Option(
@@ -132,6 +134,29 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
         "block_state_zero": zero,
         "preallocation": preallocation,
     }
+
+
+def bounds(size: int, options: Mapping[str, int | bool | str], backing: Backing | None) -> tuple[Bound, ...]:
+    """Return what each file of an image can need at most; ``options`` are ``resolve``'s."""
+    from instar.core.plan import Bound
+
+    block_size, mode = int(options["block_size"]), options["preallocation"]
+    size = align_up(size, 512)
+    blocks, bitmaps = ceil_div(size, block_size), 0
+    entries = ondisk.created_bat_entries(size, block_size)
+    if backing is not None and backing.identity is not None:
+        sector = ondisk.Identity.unpack(backing.identity).logical_sector
+        ratio = ondisk.chunk_ratio(block_size, sector if sector in ondisk.SECTOR_SIZES else 512)
+        bitmaps = ceil_div(blocks, ratio)
+        entries = bitmaps * (ratio + 1)
+    table = align_up(entries * ondisk.ENTRY_SIZE, MiB) or MiB
+    head = ondisk.HEADER_SECTION + int(options["log_size"]) + table + ondisk.DATA_GAP
+    data = bitmaps * ondisk.BITMAP_BLOCK
+    if mode != "off":
+        data += blocks * block_size
+    elif options["subformat"] == "fixed":
+        data += size
+    return (Bound(head + data, reserved(options, data)),)
 
 
 def _zero_blocks(child: bool) -> OptionError:

@@ -178,7 +178,9 @@ class _Disk:
     @property
     def bat_entries(self) -> int:
         """How many entries there is room for."""
-        return self.chunks * (self.ratio + 1) if self.is_child else _bat_entries(self.size, self.block_size)
+        return (
+            self.chunks * (self.ratio + 1) if self.is_child else ondisk.created_bat_entries(self.size, self.block_size)
+        )
 
     def metadata_items(self, *, fixed: bool) -> tuple[bytes, ...]:
         """Return the five required items, in qemu-img's order, which is the table's; then the parent locator."""
@@ -233,16 +235,6 @@ class _Disk:
             body += ondisk.MetadataTableEntry(item_id=item_id, offset=offset, length=length, flags=flags).pack()
             offset += length
         return body.ljust(ondisk.METADATA_TABLE_SIZE, b"\0")
-
-
-def _bat_entries(size: int, block_size: int) -> int:
-    """Return how many entries qemu-img makes room for.
-
-    For a disk of size 0 it computes "blocks − 1" in 32 bits, and its reader insists on the room that follows from it.
-    """
-    if not size:
-        return 0xFFFF_FFFF // ondisk.chunk_ratio(block_size)
-    return ondisk.bat_entries(size, block_size)
 
 
 def _header(entropy: bytes, number: int, log_size: int) -> bytes:

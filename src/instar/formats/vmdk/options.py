@@ -7,14 +7,16 @@ written into the descriptor as text can neither end its line nor its quotes.
 from __future__ import annotations
 
 from instar.core.errors import OptionError, printable
-from instar.core.options import Option, preallocation
+from instar.core.options import Option, preallocation, reserved
 from instar.core.plan import Companion
-from instar.core.units import MiB, align_up, ceil_div, format_size, is_power_of_two
+from instar.core.units import SECTOR, MiB, align_up, ceil_div, format_size, is_power_of_two
 from instar.formats.vmdk import split
 from instar.formats.vmdk.ondisk import (
     DEFAULT_GRAIN,
     FORMAT,
     MAX_CREATED_GRAINS,
+    MAX_DESCRIPTOR,
+    MAX_EXTENT_NAME,
     MAX_EXTENTS,
     MAX_GRAIN,
     MAX_SPARSE_FILE,
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from instar.core.options import Settings
-    from instar.core.plan import Backing
+    from instar.core.plan import Backing, Bound
 
 #: What ``hwversion`` and ``toolsversion`` stand for when they are not given.
 DEFAULT_HWVERSION = "4"
@@ -171,6 +173,26 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
         chosen["grain_size"] = _judge_grain(given.number(GRAIN_SIZE), largest)
         _judge_sparse_file(largest, chosen)
     return chosen
+
+
+def bounds(size: int, options: Mapping[str, int | bool | str], backing: Backing | None) -> tuple[Bound, ...]:
+    """Return what each file of an image can need at most; ``options`` are ``resolve``'s."""
+    from instar.core.plan import Bound
+    from instar.formats.vmdk.sparse import file_size
+
+    subformat = str(options["subformat"])
+    size = align_up(size, SECTOR)
+    extents: list[Bound] = []
+    for length in split.lengths(size, subformat) if split.has_files(subformat) else [size]:
+        if subformat in split.FLAT:
+            extents.append(Bound(length, reserved(options, length)))
+        else:
+            grains = align_up(length, int(options["grain_size"]))
+            extents.append(Bound(file_size(length, options), reserved(options, grains)))
+    if not split.has_files(subformat):
+        return tuple(extents)
+    # The text, and a line for each extent.
+    return (Bound(MAX_DESCRIPTOR + len(extents) * (MAX_EXTENT_NAME + SECTOR)), *extents)
 
 
 def companions(size: int, options: Mapping[str, int | bool | str], file_name: str) -> tuple[Companion, ...]:

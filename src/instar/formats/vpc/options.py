@@ -6,16 +6,27 @@ Law: the rules are judged in qemu-img's order, so that of two mistakes the same 
 from __future__ import annotations
 
 from instar.core.errors import OptionError, printable
-from instar.core.options import Option, parent, preallocation
-from instar.core.units import format_size, is_power_of_two
+from instar.core.options import Option, parent, preallocation, reserved
+from instar.core.units import SECTOR, align_up, ceil_div, format_size, is_power_of_two
 from instar.core.winpath import to_windows
 from instar.formats.vpc.geometry import fit, too_large
-from instar.formats.vpc.ondisk import DEFAULT_BLOCK, FORMAT, MAX_BLOCK, MAX_SIZE, MIN_BLOCK, Identity
+from instar.formats.vpc.ondisk import (
+    BAT_OFFSET,
+    DEFAULT_BLOCK,
+    FORMAT,
+    MAX_BLOCK,
+    MAX_SIZE,
+    MIN_BLOCK,
+    Identity,
+    bitmap_bytes,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from instar.core.options import Settings
-    from instar.core.plan import Backing
+    from instar.core.plan import Backing, Bound
 
 SIZE = Option("size", "size", "Virtual disk size", note="Up to 2040 GiB. Rounded up to a CHS geometry.")
 SUBFORMAT = Option(
@@ -97,6 +108,25 @@ def resolve(size: int, given: Settings, backing: Backing | None) -> dict[str, in
     if backing is not None:
         _judge_parent(size, subformat, given, backing)
     return chosen
+
+
+def bounds(size: int, options: Mapping[str, int | bool | str], backing: Backing | None) -> tuple[Bound, ...]:
+    """Return what each file of an image can need at most; ``options`` are ``resolve``'s."""
+    from instar.core.plan import Bound
+
+    virtual_size = fit(size, force=bool(options["force_size"]))[0]
+    locators = 0
+    if backing is not None and backing.identity is not None:
+        virtual_size = Identity.unpack(backing.identity).current_size
+        # Two paths in UTF-16; names of drives and shares become a little longer.
+        locators = sum(align_up(4 * len(path) + SECTOR, SECTOR) for path in (backing.relative, backing.absolute))
+    if options["subformat"] == "fixed":
+        return (Bound(virtual_size + SECTOR, reserved(options, virtual_size)),)
+    block_size = int(options["block_size"])
+    entries = ceil_div(virtual_size, block_size)
+    tables = BAT_OFFSET + locators + align_up(4 * entries, SECTOR)
+    data = 0 if options["preallocation"] == "off" else entries * (bitmap_bytes(block_size) + block_size)
+    return (Bound(tables + data + SECTOR, reserved(options, data)),)
 
 
 def _judge_parent(size: int, subformat: str, given: Settings, backing: Backing) -> None:
