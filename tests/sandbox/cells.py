@@ -52,6 +52,9 @@ def serve_nothing(request: Wire) -> Wire:
     raise AssertionError(f"the cell asked for {request!r}")
 
 
+_LIMITS = {"wall_seconds": 20, "file_bytes": 1 << 20, "requests": 1 << 20}
+
+
 def make_cell(kind: str, guest: Guest) -> Cell:
     """Return a cell of a kind, forked from here, for a guest."""
     if kind == "none":
@@ -75,7 +78,7 @@ def run_guest(
 ) -> bytes:
     """Run a guest in a cell forked from here. ``rules`` are for process cells."""
     cell = make_cell(kind, guest) if rules is None else ProcessCell(direct=True, guest=guest, rules=rules)  # type: ignore[arg-type]
-    return cell.run(job, list(files), Limits(**{"wall_seconds": 20, "file_bytes": 1 << 20, **limits}), serve)  # type: ignore[arg-type]
+    return cell.run(job, list(files), Limits(**{**_LIMITS, **limits}), serve)  # type: ignore[arg-type]
 
 
 def sentence(error: SandboxError, kind: str) -> str:

@@ -26,7 +26,6 @@ from tests.sandbox.cells import (
 
 from instar.core.errors import HostError, SandboxError
 from instar.sandbox.cell import Grant, Limits
-from instar.sandbox.process import channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,7 +80,7 @@ class TestAnyCell:
 
     def test_serves_requests_in_order(self, kind: str) -> None:
         def guest(job: bytes, files: list[GrantedFile], ask: Ask) -> bytes:
-            return repr([ask({"n": n, "pad": b"x" * 100_000}) for n in range(5)]).encode()
+            return repr([ask({"n": n, "pad": b"x" * 4000}) for n in range(5)]).encode()
 
         seen: list[Wire] = []
 
@@ -90,7 +89,7 @@ class TestAnyCell:
             seen.append(request["n"])
             return [request["n"], b"y" * 200_000]
 
-        reply = make_cell(kind, guest).run(b"", [], Limits(), serve)
+        reply = make_cell(kind, guest).run(b"", [], Limits(requests=9), serve)
         assert [n for n, _ in eval(reply)] == seen == list(range(5))
 
     @pytest.mark.parametrize(
@@ -110,7 +109,7 @@ class TestAnyCell:
             raise error
 
         with pytest.raises(type(error)) as caught:
-            make_cell(kind, guest).run(b"", [], Limits(wall_seconds=10), serve)
+            make_cell(kind, guest).run(b"", [], Limits(wall_seconds=10, requests=1), serve)
         assert caught.value is error
         assert went_on == []
 
@@ -261,12 +260,50 @@ class TestLimits:
             run_guest(guest, serve=lambda request: None, wall_seconds=0.3, kind=kind)
         assert caught.value.kind == "limit"
 
-    def test_wall_time_does_not_count_what_the_host_takes_to_serve(self, kind: str) -> None:
+    def test_wall_time_does_not_count_what_the_host_takes_to_serve_as_long_as_it_may(self, kind: str) -> None:
         def guest(job: bytes, files: list[GrantedFile], ask: Ask) -> bytes:
-            ask(None)
+            for _ in range(2):
+                ask(None)
             return b"fine"
 
-        assert run_guest(guest, serve=lambda request: time.sleep(1), wall_seconds=0.9, kind=kind) == b"fine"
+        def serve(request: Wire) -> Wire:
+            time.sleep(0.6)
+            return None
+
+        limits = {"wall_seconds": 0.9, "kind": kind, "serve": serve}
+        assert run_guest(guest, serving_seconds=2, **limits) == b"fine"  # type: ignore[arg-type]
+        for seconds in (0, 0.1):
+            with pytest.raises(SandboxError, match="did not answer within"):
+                run_guest(lambda j, f, ask: [ask(None) for _ in range(3)], serving_seconds=seconds, **limits)  # type: ignore
+
+    def test_wall_time_is_over_for_a_guest_whose_requests_are_there_already(self, kind: str) -> None:
+        """Who does not wait for answers keeps the host busy from one request to the next."""
+
+        def guest(job: bytes, files: list[GrantedFile], ask: Ask) -> bytes:
+            os.write(3, b"\x01\0\0\0QN" * 1000)
+            while True:
+                os.read(4, 1 << 16)
+
+        served = []
+        with pytest.raises(SandboxError, match="did not answer within"):
+            run_guest(guest, serve=lambda request: served.append(time.sleep(0.02)), wall_seconds=0.5, kind=kind)
+        assert len(served) < 30
+
+    def test_length_of_a_request(self, kind: str) -> None:
+        """What is long to read would be read on the host's time."""
+        asked: Wire = "x" * 4000
+        assert run_guest(lambda j, f, ask: ask(asked).encode(), serve=lambda request: request, kind=kind)  # type: ignore
+        for request in ("x" * 5000, [None] * 40, [[[]]] * 1000):
+            began = time.monotonic()
+            with pytest.raises(SandboxError) as caught:
+                run_guest(lambda j, f, ask, r=request: ask(r), kind=kind)  # type: ignore[misc]
+            assert caught.value.kind in ("limit", "protocol")
+            assert time.monotonic() - began < 2
+
+    def test_only_a_reply_may_be_long(self, kind: str) -> None:
+        for tag in b"SXQDZ":
+            with pytest.raises(SandboxError, match="a message of 8388608 bytes, the limit is 4096"):
+                run_guest(_send(b"\0\0\x80\0%c" % tag), reply_bytes=64 * MiB, kind=kind)
 
     def test_memory_in_one_piece(self, kind: str) -> None:
         with pytest.raises(SandboxError, match=r"ran out of memory \(limit 64 MiB\)") as caught:
@@ -311,16 +348,16 @@ except SandboxError as error:
             os.close(fd)
         assert (tmp_path / "a").stat().st_size == 1000
 
-    def test_number_of_requests(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(channel, "MAX_REQUESTS", 50)
-
+    def test_number_of_requests(self, kind: str) -> None:
         def guest(job: bytes, files: list[GrantedFile], ask: Ask) -> bytes:
             while True:
                 ask(None)
 
         with pytest.raises(SandboxError, match="more than 50 requests") as caught:
-            run_guest(guest, serve=lambda request: None, kind=kind)
+            run_guest(guest, serve=lambda request: None, requests=50, kind=kind)
         assert caught.value.kind == "limit"
+        with pytest.raises(SandboxError, match="the cell made a request"):
+            run_guest(guest, requests=0, kind=kind)
 
     def test_number_of_files(self, kind: str) -> None:
         with pytest.raises(SandboxError, match="201 files are too many"):

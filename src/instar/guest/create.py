@@ -1,9 +1,9 @@
 """Make an image: run the format's planner and write its plan. The host does what needs more rights.
 
 A cell has only so many files. Of an image of more, each of several jobs, with the same seed and so the same plan,
-writes the files from ``first_file`` on.
+writes some: ``files`` are the numbers that the plan has for those that were granted.
 
-Requests made of the host: ``{"do": "allocate", "file", "offset", "length", "mode"}`` and ``{"do": "progress", …}``.
+Requests made of the host: ``{"do": "allocate", "file", "offset", "length", "mode"}``, once for a range.
 """
 
 from __future__ import annotations
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 #: From this size on a disk's tables are long enough that faster packing pays for its import.
 _LARGE = 64 << 30
-
-#: Bytes between two progress requests.
-PROGRESS_STEP = 16 << 20
 
 
 def preload(args: dict[str, Wire]) -> None:
@@ -83,9 +80,9 @@ def plan_of(args: dict[str, Wire], seed: Seed) -> Plan:
     """
     planner = sys.modules[f"instar.formats.{take(args, 'format', str)}.plan"]
     plan: Plan = planner.create(take_size(args, "size"), take(args, "options", dict), seed)
-    limit = take_size(args, "file_bytes")
-    if any(size > limit for size in plan.sizes):
-        raise ImageError("too-large", "image", "the image file would be too large", value=max(plan.sizes), limit=limit)
+    for size, limit in zip(plan.sizes, take(args, "file_bytes", list), strict=True):
+        if size > limit:
+            raise ImageError("too-large", "image", "the image file would be too large", value=size, limit=limit)
     return plan
 
 
@@ -94,7 +91,6 @@ def totals(plan: Plan, written: int) -> dict[str, Wire]:
     return {
         "virtual_size": plan.virtual_size,
         "unit": plan.unit,
-        "unit_name": plan.unit_name,
         "sizes": list(plan.sizes),
         "metadata_bytes": written,
     }
@@ -102,20 +98,17 @@ def totals(plan: Plan, written: int) -> dict[str, Wire]:
 
 def run(args: dict[str, Wire], files: Sequence[GrantedFile], ask: Ask) -> Wire:
     """Write the image; return its totals."""
-    plan, first = plan_of(args, seed_of(args)), take_size(args, "first_file")
+    plan = plan_of(args, seed_of(args))
+    targets = dict(zip(take(args, "files", list), files, strict=True))
     written = 0
-    told = 0
     for item in plan.items:
-        if not first <= item.file < first + len(files):
+        target = targets.get(item.file)
+        if target is None:
             continue
-        if isinstance(item, Allocate):
+        if not isinstance(item, Allocate):
+            for offset, data in item.pieces():
+                target.write(offset, data)
+                written += len(data)
+        elif item.length:
             ask({"do": "allocate", "file": item.file, "offset": item.offset, "length": item.length, "mode": item.mode})
-            continue
-        target = files[item.file - first]
-        for offset, data in item.pieces():
-            target.write(offset, data)
-            written += len(data)
-            if written - told >= PROGRESS_STEP:
-                told = written
-                ask({"do": "progress", "done": written})
     return totals(plan, written)

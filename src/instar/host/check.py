@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from instar.core.wire import Wire
 
 #: A check reads all metadata: 16 million L2 entries for each TiB of a fully allocated qcow2.
-CHECK_LIMITS = Limits(memory=512 << 20, cpu_seconds=600, wall_seconds=1800)
+CHECK_LIMITS = Limits(memory=512 << 20, cpu_seconds=600, wall_seconds=1800, requests=1, serving_seconds=60)
 
 
 class CheckResult:

@@ -16,9 +16,10 @@ from instar.core.wire import WireError, take
 from instar.host.cells import call, error_of
 from instar.host.create import Prepared, carry_out, prepare
 from instar.host.files import host_error
-from instar.host.make import SEED_BYTES, base_name, finish, most_bytes, prepare_files, what_of
+from instar.host.make import SEED_BYTES, base_name, finish, prepare_files, what_of
 from instar.host.names import strip_file_protocol
 from instar.host.outputs import Outputs
+from instar.host.request import bounds_of
 from instar.sandbox.cell import Isolation, Limits
 
 TYPE_CHECKING = False
@@ -202,7 +203,8 @@ def _plan(several: list[Prepared], isolation: Isolation) -> dict[int, Wire]:
 def _make(prepared: Prepared, row: Wire, isolation: Isolation) -> CreateResult:
     """Make one image out of what the cell says of it."""
     request = prepared.request
-    file_bytes = most_bytes(request)
+    bounds = bounds_of(request, prepared.options)
+    file_bytes = max(bound.length for bound in bounds)
     try:
         if not isinstance(row, dict):
             raise WireError("a row is none")
@@ -220,7 +222,7 @@ def _make(prepared: Prepared, row: Wire, isolation: Isolation) -> CreateResult:
                     _write(outputs[number].fd, offset, data)
                 except OSError as error:
                     raise host_error(error, outputs[number].path, "write it") from None
-            result = finish(request, outputs, prepared.options, [row["ok"]], file_bytes, warnings)
+            result = finish(request, outputs, prepared.options, [row["ok"]], bounds, warnings)
             outputs.commit()
             return result
     except WireError as fault:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 _FEW = 32
 #: What a cell that describes an image may use. Metadata is small; anything above is an attack or a fault.
 #: The longest answer is that of a qcow2 with the 65,536 snapshots it may have.
-INFO_LIMITS = Limits(cpu_seconds=20, wall_seconds=60, reply_bytes=32 << 20)
+#: The one request is what locks the image, which may take its time.
+INFO_LIMITS = Limits(cpu_seconds=20, wall_seconds=60, reply_bytes=32 << 20, requests=1, serving_seconds=60)
 #: Seconds that all cells of one operation may run, one after another, however many images and files there are.
 INFO_SECONDS = 120
 

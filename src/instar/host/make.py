@@ -9,12 +9,14 @@ import os
 import time
 
 from instar.core.errors import OptionError, SandboxError, printable
+from instar.core.schema import number, record, rows
 from instar.core.units import INT64_MAX, SECTOR, align_up
 from instar.core.wire import WireError, take, take_size
 from instar.host.cells import call
 from instar.host.files import host_error, set_extent_size_hint, set_nocow
 from instar.host.names import strip_file_protocol
-from instar.host.request import EXTENT_SIZE_HINT, NOCOW, file_preallocation
+from instar.host.request import EXTENT_SIZE_HINT, NOCOW, bounds_of, file_preallocation
+from instar.host.reserve import Reservations, reserve
 from instar.sandbox.cell import MAX_FILES, Grant, Limits
 
 TYPE_CHECKING = False
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from instar.core.options import Value
+    from instar.core.plan import Bound
     from instar.core.wire import Wire
     from instar.host.output import Output
     from instar.host.outputs import Outputs
@@ -35,6 +38,17 @@ SEED_BYTES = 64
 #: So much of a device is cleared first. Planners leave out zeros, which a new file has by itself: VHDX has checksums
 #: over such in its header section, the first MiB; elsewhere no more than old signatures go.
 _DEVICE_HEAD = 1 << 20
+#: Longest reply of a cell that makes one image: its totals, or an error.
+REPLY_BYTES = 64 << 10
+#: What a cell says of an image. ``sizes`` has one of each file.
+totals = record(
+    {
+        "virtual_size": number(INT64_MAX),
+        "unit": number(INT64_MAX),
+        "sizes": rows(number(INT64_MAX), REPLY_BYTES, least=1),
+        "metadata_bytes": number(INT64_MAX),
+    }
+)
 
 
 class CreateResult:
@@ -107,7 +121,7 @@ def prepare_files(request: Request, outputs: Outputs) -> list[tuple[str, str]]:
     warnings = [warning for output in outputs for warning in _prepare_file(request, output)]
     for output in outputs:
         if output.is_device and not output.keep:
-            _reserve(output, 0, min(_DEVICE_HEAD, output.size), "full", None)
+            reserve(output, 0, min(_DEVICE_HEAD, output.size), "full")
     return warnings
 
 
@@ -182,32 +196,44 @@ def make_in_cell(
     """Let a cell plan and write the image; carry out what needs the host's rights."""
     warnings = prepare_files(request, outputs)
     args = job_of(request, options, secret=secret, pbkdf_rate=pbkdf_rate)
-    file_bytes = most_bytes(request)
-
-    def serve(asked: Wire) -> Wire:
-        what = take(asked, "do", str)
-        if what == "allocate":
-            _allocate(asked, outputs, file_bytes, progress)
-        elif what != "progress":
-            raise WireError("a request that create does not serve")
-        return None
-
-    limits = Limits(cpu_seconds=600, wall_seconds=1800, file_bytes=file_bytes)
-    replies = []
+    bounds = bounds_of(request, options)
+    reservations = Reservations(list(outputs), bounds, progress)
+    # No cell touches a file that is kept.
+    numbers = [number for number, output in enumerate(outputs) if not output.keep]
     # A cell has only so many files; every job has the same seed and with it the same plan.
-    for first in range(0, len(outputs), MAX_FILES):
-        files = [outputs[n] for n in range(first, min(first + MAX_FILES, len(outputs)))]
-        reply = call(
-            "create",
-            {**args, "first_file": first},
-            [Grant(output.fd, "w", output.size if output.keep else 0, output.path) for output in files],
-            isolation=isolation,
-            limits=limits,
-            path=request.path,
-            serve=serve,
-        )
-        replies.append(reply)
-    return finish(request, outputs, options, replies, file_bytes, warnings)
+    replies = [
+        _run_cell(request, outputs, args, bounds, reservations, numbers[first : first + MAX_FILES], isolation)
+        for first in range(0, len(numbers), MAX_FILES)
+    ]
+    return finish(request, outputs, options, replies, bounds, warnings)
+
+
+def _run_cell(
+    request: Request,
+    outputs: Outputs,
+    args: dict[str, Wire],
+    bounds: list[Bound],
+    reservations: Reservations,
+    numbers: list[int],
+    isolation: Isolation,
+) -> Wire:
+    """Let a cell write the files ``numbers``; return its reply."""
+    return call(
+        "create",
+        {**args, "files": list(numbers)},
+        [Grant(outputs[n].fd, "w", 0, outputs[n].path) for n in numbers],
+        isolation=isolation,
+        limits=Limits(
+            cpu_seconds=600,
+            wall_seconds=1800,
+            reply_bytes=REPLY_BYTES,
+            file_bytes=max(bounds[n].length for n in numbers),
+            requests=reservations.requests(numbers),
+            serving_seconds=reservations.seconds(numbers),
+        ),
+        path=request.path,
+        serve=lambda asked: reservations.serve(asked, numbers),
+    )
 
 
 def what_of(request: Request, options: Mapping[str, Value]) -> dict[str, Wire]:
@@ -216,7 +242,7 @@ def what_of(request: Request, options: Mapping[str, Value]) -> dict[str, Wire]:
         "format": request.row.name,
         "size": request.size,
         "options": dict(options),
-        "file_bytes": most_bytes(request),
+        "file_bytes": [bound.length for bound in bounds_of(request, options)],
     }
 
 
@@ -240,41 +266,40 @@ def base_name(request: Request) -> str:
     return os.path.basename(strip_file_protocol(request.path))
 
 
-def most_bytes(request: Request) -> int:
-    """Return how long a cell may make a file, in bytes.
-
-    No format's metadata is larger than the disk it describes, save for fixed parts of at most 4 GiB (a VHDX's log).
-    """
-    return min(INT64_MAX, 3 * request.size + (16 << 30))
-
-
 def finish(
     request: Request,
     outputs: Outputs,
     options: Mapping[str, Value],
     replies: list[Wire],
-    file_bytes: int,
+    bounds: list[Bound],
     warnings: list[tuple[str, str]],
 ) -> CreateResult:
-    """Give the files the lengths that a cell says they have, no more than ``file_bytes``, and return what was made.
+    """Give the files the lengths that a cell says they have, none above its bound, and return what was made.
 
     Raises:
         SandboxError: ``protocol``, the reply is none.
     """
     try:
-        result = CreateResult(
-            request,
-            outputs,
-            _sizes(replies[0], len(outputs), file_bytes),
-            options,
-            virtual_size=take_size(replies[0], "virtual_size"),
-            unit_name=request.row.unit_name,
-            unit=take_size(replies[0], "unit"),
-            metadata_bytes=sum(take_size(reply, "metadata_bytes") for reply in replies),
-            warnings=warnings,
-        )
+        for reply in replies:
+            totals(reply)
+        sizes = take(replies[0], "sizes", list)
+        if len(sizes) != len(bounds) or any(size > bound.length for size, bound in zip(sizes, bounds, strict=True)):
+            raise WireError("a file size out of bounds")
+        if any(take(reply, "sizes", list) != sizes for reply in replies):
+            raise WireError("two cells gave the files different sizes")
     except WireError as error:
         raise SandboxError("protocol", f"the cell's reply cannot be used: {error}", path=request.path) from None
+    result = CreateResult(
+        request,
+        outputs,
+        sizes,
+        options,
+        virtual_size=take_size(replies[0], "virtual_size"),
+        unit_name=request.row.unit_name,
+        unit=take_size(replies[0], "unit"),
+        metadata_bytes=sum(take_size(reply, "metadata_bytes") for reply in replies),
+        warnings=warnings,
+    )
     for output, (_, size) in zip(outputs, result.files, strict=True):
         output.resize(size)
     return result
@@ -283,38 +308,6 @@ def finish(
 def _backing(request: Request) -> Wire:
     backing = request.backing
     return None if backing is None else {name: getattr(backing, name) for name in backing.__slots__}
-
-
-def _allocate(asked: Wire, outputs: Outputs, file_bytes: int, progress: Progress | None) -> None:
-    """Serve a request for space.
-
-    Raises:
-        WireError: it is none that a planner makes.
-        HostError: there is no such space.
-    """
-    output = outputs[take_size(asked, "file", limit=len(outputs) - 1)]
-    mode = take(asked, "mode", str)
-    offset, length = take_size(asked, "offset", limit=file_bytes), take_size(asked, "length", limit=file_bytes)
-    if mode not in ("falloc", "full") or offset + length > file_bytes or output.keep:
-        raise WireError("an allocation out of bounds")
-    _reserve(output, offset, length, mode, progress)
-
-
-def _reserve(output: Output, offset: int, length: int, mode: str, progress: Progress | None) -> None:
-    from instar.host.space import allocate
-
-    try:
-        allocate(output.fd, offset, length, mode, device=output.is_device, progress=progress or _quiet)
-    except OSError as error:
-        raise host_error(error, output.path, f"give it {length} bytes of storage") from None
-
-
-def _sizes(value: Wire, count: int, limit: int) -> list[int]:
-    """Return the length of each file."""
-    sizes = [size for size in take(value, "sizes", list) if type(size) is int and 0 <= size <= limit]
-    if len(sizes) != count or len(sizes) != len(take(value, "sizes", list)):
-        raise WireError("a file size out of bounds")
-    return sizes
 
 
 def _quiet(done: int, total: int) -> None:

@@ -79,11 +79,22 @@ class Limits:
     Attributes:
         memory: bytes of address space beyond what the interpreter has when the job starts.
         cpu_seconds, wall_seconds: whole seconds of processor time; seconds until an answer must be there.
-        reply_bytes: longest message that a cell may send.
+        reply_bytes: longest reply that a cell may send.
         file_bytes: largest offset that a cell may write up to.
+        requests: how many it may make of its host.
+        serving_seconds: how much of the time in which the host serves them, all together, is not the cell's. What
+            goes beyond it counts against ``wall_seconds``, and so does reading requests.
     """
 
-    __slots__ = ("cpu_seconds", "file_bytes", "memory", "reply_bytes", "wall_seconds")
+    __slots__ = (
+        "cpu_seconds",
+        "file_bytes",
+        "memory",
+        "reply_bytes",
+        "requests",
+        "serving_seconds",
+        "wall_seconds",
+    )
 
     def __init__(
         self,
@@ -93,12 +104,16 @@ class Limits:
         wall_seconds: float = 60,
         reply_bytes: int = 8 * MiB,
         file_bytes: int = 0,
+        requests: int = 0,
+        serving_seconds: float = 0,
     ) -> None:
         self.memory = memory
         self.cpu_seconds = cpu_seconds
         self.wall_seconds = wall_seconds
         self.reply_bytes = reply_bytes
         self.file_bytes = file_bytes
+        self.requests = requests
+        self.serving_seconds = serving_seconds
 
     def but(self, **others: float) -> Limits:
         """Return the same limits, but for those given."""

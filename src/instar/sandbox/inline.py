@@ -30,14 +30,19 @@ class InlineCell:
         self._guest = guest
 
     def run(self, job: bytes, files: Sequence[Grant], limits: Limits, serve: Serve) -> bytes:
-        """See ``Cell.run``. Of the limits only the reply's length is kept."""
+        """See ``Cell.run``. Of the limits only the reply's length and the number of requests are kept."""
         if self._guest is main:
             preload(job)
         refused: list[BaseException] = []
+        left = limits.requests
 
         def ask(request: Wire) -> Wire:
+            nonlocal left
             wire = encode(request)
+            left -= 1
             try:
+                if left < 0:
+                    raise SandboxError("limit", f"the cell made more than {limits.requests} requests")
                 return decode(encode(serve(decode(wire))))
             except BaseException as error:
                 refused.append(error)

@@ -89,7 +89,7 @@ class Trial:
         self.guest = guest
         self.ends = ends
         self.words = words
-        self.limits = limits or Limits(file_bytes=_FILE_BYTES)
+        self.limits = limits or Limits(file_bytes=_FILE_BYTES, requests=1)
         self.slow = slow
         self.written = written
 

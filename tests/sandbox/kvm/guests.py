@@ -29,7 +29,11 @@ def run(
 ) -> object:
     """Return what ``body`` gives in a machine; the value travels as text."""
     cell = KvmCell(direct=True, guest=lambda job, files, ask: repr(body()).encode())
-    return eval(cell.run(b"", list(files), Limits(**{"wall_seconds": 20, "file_bytes": 1 << 20, **limits}), serve))
+    return eval(
+        cell.run(
+            b"", list(files), Limits(**{"wall_seconds": 20, "file_bytes": 1 << 20, "requests": 100, **limits}), serve
+        )
+    )
 
 
 def dies(body: Callable[[], object]) -> SandboxError:

@@ -13,7 +13,7 @@ import struct
 import time
 
 from instar.core.errors import SandboxError, printable
-from instar.core.wire import WireError, decode, encode, take
+from instar.core.wire import Room, WireError, decode, encode, take
 from instar.sandbox.process.waiting import READ, WRITE, wait_for
 
 TYPE_CHECKING = False
@@ -36,8 +36,11 @@ if TYPE_CHECKING:
 
 
 _HEAD = struct.Struct("=Ic")
-#: Requests are small; a cell that asks more often than this is looping.
-MAX_REQUESTS = 1_000_000
+#: Longest frame that is no reply.
+_MAX_SHORT = 4096
+#: What a request may have: values, and bytes of memory.
+_MAX_VALUES = 32
+_MAX_MEMORY = 8 * _MAX_SHORT
 _CHUNK = 1 << 16
 
 #: Exit codes of a cell that gives no reply.
@@ -121,14 +124,21 @@ class CellChannel:
 
 
 class _HostChannel:
-    """The host's side: nothing blocks past the deadline, no frame is longer than the limit."""
+    """The host's side: nothing blocks past the deadline, no frame is longer than its kind may be.
 
-    __slots__ = ("_buffer", "_deadline", "_limits", "_running")
+    The clock of the cell runs until its reply is there. It stops only while the host serves a request, and there for
+    no longer than the limits say, so that a cell cannot buy time by asking.
+    """
+
+    __slots__ = ("_buffer", "_deadline", "_free", "_limits", "_requests", "_running")
 
     def __init__(self, running: Running, limits: Limits) -> None:
         self._running = running
         self._limits = limits
         self._deadline = time.monotonic() + limits.wall_seconds
+        #: Seconds of serving that do not count yet.
+        self._free = limits.serving_seconds
+        self._requests = 0
         self._buffer = bytearray()
 
     def _wait(self, fd: int, events: int) -> bool:
@@ -159,10 +169,9 @@ class _HostChannel:
         if head is None:
             return None
         size, tag = _HEAD.unpack(head)
-        if size > self._limits.reply_bytes:
-            raise SandboxError(
-                "limit", f"the cell sent a message of {size} bytes, the limit is {self._limits.reply_bytes}"
-            )
+        limit = self._limits.reply_bytes if tag == b"R" else _MAX_SHORT
+        if size > limit:
+            raise SandboxError("limit", f"the cell sent a message of {size} bytes, the limit is {limit}")
         body = self._take(size)
         return None if body is None else (tag, body)
 
@@ -177,9 +186,30 @@ class _HostChannel:
         del self._buffer[:size]
         return taken
 
-    def pause(self, seconds: float) -> None:
-        """Move the deadline: time that the host itself spent serving does not count against the cell."""
-        self._deadline += seconds
+    def answer(self, body: bytes, serve: Serve) -> None:
+        """Serve a request.
+
+        Raises:
+            WireError: it is none.
+            SandboxError: ``limit``, it is one too many, or too late.
+        """
+        self._requests += 1
+        if self._requests > self._limits.requests:
+            raise SandboxError("limit", too_many_requests(self._limits))
+        request = decode(body, Room(values=_MAX_VALUES, memory=_MAX_MEMORY))
+        started = time.monotonic()
+        if started >= self._deadline:
+            raise SandboxError("limit", no_answer_within(self._limits))
+        answer = serve(request)
+        free = min(time.monotonic() - started, self._free)
+        self._free -= free
+        self._deadline += free
+        self.send(b"A", encode(answer))
+
+
+def too_many_requests(limits: Limits) -> str:
+    """Say that the cell asked once more than it may."""
+    return f"the cell made more than {limits.requests} requests" if limits.requests else "the cell made a request"
 
 
 def no_answer_within(limits: Limits) -> str:
@@ -235,7 +265,7 @@ def _converse(
     if tag != b"S":
         raise SandboxError("protocol", "the cell sent a frame of an unknown kind")
     story, stories = "", 0
-    for _ in range(MAX_REQUESTS):
+    while True:
         frame = channel.receive()
         if frame is None:
             raise _how_it_ended(running.end(), limits, sealed=True, story=story, monitored=monitored)
@@ -248,11 +278,7 @@ def _converse(
             continue
         if tag != b"Q":
             raise SandboxError("protocol", "the cell sent a frame of an unknown kind")
-        started = time.monotonic()
-        answer = serve(decode(body))
-        channel.pause(time.monotonic() - started)
-        channel.send(b"A", encode(answer))
-    raise SandboxError("limit", f"the cell made more than {MAX_REQUESTS} requests")
+        channel.answer(body, serve)
 
 
 _CRASHED = "the cell crashed: it used memory or an instruction that it may not use"
