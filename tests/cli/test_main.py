@@ -74,6 +74,36 @@ def test_without_isolation_the_answer_is_the_same(tmp_path):
     assert instar("info", "d", cwd=tmp_path).stdout == instar("--isolation=none", "info", "d", cwd=tmp_path).stdout
 
 
+_WARNING = "instar: warning: isolation 'none': nothing stands between this process and the image's bytes\n"
+
+
+@pytest.mark.parametrize("dialect", ["instar", "qemu-img"])
+@pytest.mark.parametrize(
+    "words", [("create", "-f", "qcow2", "new", "1M"), ("info", "d"), ("check", "d"), ("info", "missing")], ids=" ".join
+)
+def test_without_isolation_that_is_always_said_first(dialect, words, tmp_path):
+    instar("create", "-q", "-f", "qcow2", "d", "1M", cwd=tmp_path)
+    environment = {"INSTAR_ISOLATION": "none", "INSTAR_ACCEPT_NO_ISOLATION": "1"}
+    said = instar(*words, cwd=tmp_path, dialect=dialect, **environment)
+    assert said.stderr.startswith(_WARNING)
+    assert said.stderr.count(_WARNING) == 1
+    plain = instar(*words, cwd=tmp_path, dialect=dialect)
+    assert said.stderr.replace(_WARNING, "") == plain.stderr
+    assert said.returncode == plain.returncode
+    named = instar("--isolation=none", *words, cwd=tmp_path, dialect=dialect)
+    assert (named.stderr, named.returncode) == (said.stderr, said.returncode)
+
+
+@pytest.mark.parametrize("accepted", [None, "0", "yes", ""])
+def test_one_variable_alone_does_not_take_the_walls_away(accepted, tmp_path):
+    (tmp_path / "d").write_bytes(bytes(512))
+    more = {} if accepted is None else {"INSTAR_ACCEPT_NO_ISOLATION": accepted}
+    done = instar("info", "d", cwd=tmp_path, INSTAR_ISOLATION="none", **more)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "INSTAR_ACCEPT_NO_ISOLATION=1" in done.stderr
+    assert "--isolation=none" in done.stderr
+
+
 def test_a_reader_that_goes_away_is_no_error_message(tmp_path):
     instar("create", "-q", "-f", "qcow2", "d", "1M", cwd=tmp_path)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -30,6 +30,10 @@ CONFIGURATION = "/etc/instar.toml"
 _AT_ONCE = 1 << 16
 
 
+#: Said before anything is done without a cell, in both dialects.
+NO_WALLS = "instar: warning: isolation 'none': nothing stands between this process and the image's bytes"
+
+
 class Session:
     """The surroundings of a command.
 
@@ -60,7 +64,7 @@ class Session:
                 self.generation = self.configuration.generation
         # The command line is a process of its own: it has one thread, and nothing secret in its memory but for what
         # ``--object`` defines, which takes this back.
-        self.isolation = Isolation(os.environ.get("INSTAR_ISOLATION") or "auto", single_threaded=True, floor=floor)
+        self.isolation = Isolation(_isolation_of_environment(), single_threaded=True, floor=floor)
         self.verbose = False
         self.secrets: dict[str, bytes] = {}
 
@@ -81,6 +85,11 @@ class Session:
         elif name == "verbose":
             self.verbose = True
 
+    def warn(self) -> None:
+        """Say that there is no cell, if there is to be none."""
+        if self.isolation.name == "none":
+            complain(NO_WALLS)
+
     def explain(self) -> None:
         """Under ``-v``: say why a stronger cell was passed over."""
         if self.verbose:
@@ -99,6 +108,22 @@ def _configuration() -> Configuration | None:
     from instar.host.configuration import read_configuration
 
     return read_configuration(CONFIGURATION)
+
+
+def _isolation_of_environment() -> str:
+    """Return the isolation that the environment asks for. Who may set one variable does not take away all walls.
+
+    Raises:
+        OptionError: it asks for none, and does not say that this is meant.
+    """
+    name = os.environ.get("INSTAR_ISOLATION") or "auto"
+    if name == "none" and os.environ.get("INSTAR_ACCEPT_NO_ISOLATION") != "1":
+        raise OptionError(
+            "bad-isolation",
+            "INSTAR_ISOLATION=none counts only together with INSTAR_ACCEPT_NO_ISOLATION=1; or say --isolation=none",
+            value=name,
+        )
+    return name
 
 
 def read_dialect(name: str) -> bool:

@@ -20,6 +20,7 @@ from tests.support import BY_CHANCE
 
 import instar
 from instar.cli.main import main
+from instar.cli.session import NO_WALLS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,6 +118,7 @@ def call(arguments: Sequence[str], version: Version, folder: Path) -> tuple[int,
         "INSTAR_DIALECT": "qemu-img",
         "INSTAR_QEMU_VERSION": ".".join(map(str, version)),
         "INSTAR_ISOLATION": "none",
+        "INSTAR_ACCEPT_NO_ISOLATION": "1",
     }
     kept = (sys.stdout, sys.stderr, dict(os.environ), os.getcwd())
     os.environ.update(variables)
@@ -130,7 +132,7 @@ def call(arguments: Sequence[str], version: Version, folder: Path) -> tuple[int,
         os.environ.update(kept[2])
         os.chdir(kept[3])
     out, err = ("".join(_bytes(stream).decode("utf-8", "surrogateescape")) for stream in streams)
-    return code, out, err
+    return code, out, err.replace(f"{NO_WALLS}\n", "", 1)
 
 
 def _bytes(stream: io.TextIOWrapper) -> bytes:

@@ -52,8 +52,18 @@ def read(
     Raises:
         Stop: they cannot be read, or help was asked for and printed.
     """
-    if session.as_qemu:
-        return _read_as_qemu(session, command, argv)
+    parsed = (
+        _read_as_qemu(session, command, argv) if session.as_qemu else _read(session, command, switches, argv, help_text)
+    )
+    if command != "sandbox":  # which has no use for it
+        session.warn()
+    return parsed
+
+
+def _read(
+    session: Session, command: str, switches: Sequence[Switch], argv: Sequence[str], help_text: Callable[[], str]
+) -> Parsed:
+    """Read a command's arguments in our own dialect."""
     try:
         parsed = parse(switches, argv, numbers_are_words=True)
     except UsageError as error:
