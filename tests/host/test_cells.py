@@ -31,6 +31,7 @@ class Answering(Isolation):
 
     def __init__(self, reply: bytes) -> None:
         self.reply = reply
+        self.used = set()
 
     def open(self) -> Answering:  # type: ignore[override]
         return self

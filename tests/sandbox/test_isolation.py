@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.sandbox.backends import NO_KVM, needs_kvm
+from tests.sandbox.backends import KVM, NO_KVM, needs_kvm
 from tests.sandbox.cells import SOURCE, has_children, serve_nothing
 
+import instar
 from instar.core.errors import OptionError, SandboxError
 from instar.sandbox.cell import Grant, Isolation, Limits
 from instar.sandbox.inline import InlineCell
 from instar.sandbox.kvm import cell as kvm_cell
 from instar.sandbox.kvm import machine, monitor
-from instar.sandbox.kvm.photo import PhotoError
+from instar.sandbox.kvm.photo import BlurredError, PhotoError
 from instar.sandbox.process import cell as process_cell
 from instar.sandbox.process import seal
 from instar.sandbox.process.cell import ProcessCell
@@ -98,13 +100,24 @@ def _raise(error: Exception) -> Callable[..., object]:
     return fail
 
 
-#: What can go wrong between ``open`` and the first instruction of a guest: where, what with, and what is said of it.
+#: What can speak against a machine between ``open`` and the first instruction of its guest, for as long as the host is
+#: as it is: where, what with, and what is said of it.
 FAILURES: tuple[tuple[object, str, object, str], ...] = (
     (kvm_cell, "DEVICE", "/no/such/device", "/no/such/device: No such file or directory"),
-    (machine, "take_photo", _raise(PhotoError("its memory does not stand still")), "does not stand still"),
+    (machine, "take_photo", _raise(PhotoError("/proc/self/pagemap: No such file or directory")), "pagemap: No such"),
     (machine.Machine, "__init__", _raise(OSError(16, "Device or resource busy")), "Device or resource busy"),
     (machine.Machine, "__init__", _raise(MemoryError("the page tables are full")), "page tables are full"),
     (monitor, "seal", _raise(OSError(1, "Operation not permitted")), "not permitted"),
+)
+
+
+def _end(*_: object) -> object:
+    os._exit(9)
+
+
+#: The same, where the next machine may well start.
+MISHAPS: tuple[tuple[object, str, object, str], ...] = (
+    (machine, "take_photo", _raise(BlurredError("its memory does not stand still")), "does not stand still"),
     (
         machine.Machine,
         "start",
@@ -112,6 +125,8 @@ FAILURES: tuple[tuple[object, str, object, str], ...] = (
         "cannot be entered",
     ),
     (machine.cpu, "entry", lambda **_: (0,) * 18, "page fault at 0x0"),
+    (machine.Machine, "__init__", _end, "ended with code 9"),
+    (machine.Machine, "start", _end, "ended with code 9"),
 )
 
 
@@ -143,6 +158,57 @@ class TestFallingOver:
             cell.run(b"job", [], Limits(), serve_nothing)
         assert caught.value.kind == "unavailable"
         assert said in str(caught.value)
+
+    @pytest.mark.parametrize(("owner", "name", "value", "said"), MISHAPS, ids=[f"{f[1]}: {f[3]}" for f in MISHAPS])
+    @pytest.mark.parametrize("asked", ["auto", "kvm"])
+    def test_not_where_another_machine_may_start(
+        self, asked: str, owner: object, name: str, value: object, said: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is tried once more, and then is an error that says how to do with less."""
+        use(monkeypatch, _echo)
+        forks = []
+        fork = os.fork
+        monkeypatch.setattr(os, "fork", lambda: forks.append(1) or fork())
+        monkeypatch.setattr(owner, name, value)
+        isolation = Isolation(asked, single_threaded=True)
+        with pytest.raises(SandboxError, match=said) as caught:
+            isolation.open().run(b"job", [], Limits(), serve_nothing)
+        assert caught.value.kind == "unavailable"
+        assert "--isolation=process" in caught.value.detail
+        assert len(forks) == 2
+        assert isolation.said == []
+        assert not has_children()
+
+    @pytest.mark.parametrize(("owner", "name", "value", "said"), MISHAPS, ids=[f"{f[1]}: {f[3]}" for f in MISHAPS])
+    def test_not_where_the_second_machine_starts(
+        self, owner: object, name: str, value: object, said: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        use(monkeypatch, _echo)
+        fork, before, forks = os.fork, getattr(owner, name), []
+
+        def fork_and_mend() -> int:
+            forks.append(1)
+            if len(forks) == 2:
+                monkeypatch.setattr(owner, name, before)
+            return fork()
+
+        monkeypatch.setattr(os, "fork", fork_and_mend)
+        monkeypatch.setattr(owner, name, value)
+        cell = Isolation("auto", single_threaded=True).open()
+        assert cell.run(b"job", [], Limits(), serve_nothing) == b"job"
+        assert (cell.name, len(forks)) == ("kvm", 2)
+
+    @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+    def test_not_where_the_program_is_short_of_something(self, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who can make a program run out of descriptors does not choose its cells."""
+        use(monkeypatch, _echo)
+        cell = Isolation("auto", single_threaded=True).open()
+        fails = _raise(OSError(number, os.strerror(number)))
+        monkeypatch.setattr(kvm_cell.os, "open", fails)
+        with pytest.raises(SandboxError, match=f"{os.strerror(number)}.*--isolation=process"):
+            cell.run(b"job", [], Limits(), serve_nothing)
+        with pytest.raises(SandboxError, match=f"{os.strerror(number)}.*--isolation=process"):
+            Isolation("auto", single_threaded=True).open()
 
     def test_not_when_a_cell_that_had_started_dies(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         def guest(job: bytes, files: list[GrantedFile], ask: Ask) -> bytes:
@@ -246,3 +312,38 @@ class TestWithoutKvm:
         for _ in range(10):
             kvm_cell.why_unavailable()
         assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+class TestWhatWasUsed:
+    @pytest.mark.parametrize("kind", ["none", "process", KVM])
+    def test_is_told_by_every_result(self, kind: str, tmp_path: Path) -> None:
+        isolation = Isolation(kind, single_threaded=True)
+        top, base = str(tmp_path / "top"), str(tmp_path / "base")
+        assert instar.create(base, "1M", format="qcow2", isolation=isolation).isolation == kind
+        made = instar.create(top, format="qcow2", backing="base", backing_format="qcow2", isolation=isolation)
+        assert made.isolation == kind
+        assert instar.info(top, isolation=isolation).isolation == kind
+        assert [image.isolation for image in instar.info_chain(top, isolation=isolation)] == [kind, kind]
+        assert instar.check(top, isolation=isolation).isolation == kind
+        jobs = [{"filename": str(tmp_path / name), "size": "1M", "format": "qcow2"} for name in "ab"]
+        results = list(instar.create_many(jobs, isolation=isolation))
+        assert [result.isolation for result in results if isinstance(result, instar.CreateResult)] == [kind, kind]
+
+    def test_is_nothing_for_a_raw_image_by_itself(self, tmp_path: Path) -> None:
+        assert instar.create(str(tmp_path / "raw"), "1M").isolation is None
+
+    @needs_kvm
+    def test_is_the_process_that_auto_came_to(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "image").write_bytes(bytes(512))
+        monkeypatch.setattr(machine, "take_photo", _raise(PhotoError("no")))
+        isolation = Isolation("auto", single_threaded=True)
+        assert instar.info(str(tmp_path / "image"), isolation=isolation).isolation == "process"
+        monkeypatch.undo()
+        assert instar.info(str(tmp_path / "image"), isolation=isolation).isolation == "kvm", "of that call alone"
+
+    def test_of_several_cells_is_the_weakest(self) -> None:
+        isolation = Isolation().for_operation()
+        assert isolation.weakest is None
+        for kind, weakest in (("kvm", "kvm"), ("process", "process"), ("kvm", "process"), ("none", "none")):
+            isolation.apart(single_threaded=False).used.add(kind)
+            assert isolation.weakest == weakest

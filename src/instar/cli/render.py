@@ -209,7 +209,7 @@ def _date(seconds: int) -> str:
 
 
 def check_object(result: CheckResult, *, details: bool) -> dict[str, object]:
-    """Return what ``check --output=json`` prints; ``details`` adds instar's findings."""
+    """Return what ``check --output=json`` prints; ``details`` adds instar's own."""
     top: dict[str, object] = {"check-errors": result.check_errors, "filename": result.filename, "format": result.format}
     for key in (
         "image-end-offset",
@@ -223,11 +223,13 @@ def check_object(result: CheckResult, *, details: bool) -> dict[str, object]:
         value = getattr(result, key.replace("-", "_"))
         if value:
             top[key] = value
-    if details and result.findings:
-        top["findings"] = [
-            {"severity": f.severity, "structure": f.structure, "detail": f.detail, "offset": f.offset}
-            for f in result.findings
-        ]
+    if details:
+        top["isolation"] = result.isolation
+        if result.findings:
+            top["findings"] = [
+                {"severity": f.severity, "structure": f.structure, "detail": f.detail, "offset": f.offset}
+                for f in result.findings
+            ]
     return top
 
 

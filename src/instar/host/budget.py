@@ -77,10 +77,12 @@ class Budget:
         cell: Cell = isolation.open()
         started, before = time.monotonic(), _seconds_of_children()
         try:
-            return cell.run(job, files, limits, serve)
+            reply = cell.run(job, files, limits, serve)
         finally:
             self._wall -= time.monotonic() - started
             self._cpu -= _seconds_of_children() - before
+        isolation.used.add(cell.name)
+        return reply
 
     def decode(self, reply: bytes) -> Wire:
         """Decode a reply as far as there is room; it takes none from the next one unless it is kept.

@@ -34,6 +34,7 @@ class CheckResult:
         unseen: corruptions that qemu-img does not look for, among ``corruptions``; the code of their findings.
         image_end_offset, total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters:
             as qemu-img prints them, ``None`` where the format does not count them.
+        isolation: the weakest kind of cell that read it: ``kvm``, ``process`` or ``none``.
     """
 
     __slots__ = (
@@ -47,6 +48,7 @@ class CheckResult:
         "format",
         "fragmented_clusters",
         "image_end_offset",
+        "isolation",
         "leaks",
         "total_clusters",
         "unseen",
@@ -64,6 +66,7 @@ class CheckResult:
             raise WireError("more corruptions are unseen than there are")
         self.filename = filename
         self.format = format
+        self.isolation: str | None = None
         self.findings = report.findings
         self.corruptions = report.corruptions
         self.unseen = report.unseen
@@ -114,13 +117,14 @@ def check(
     """
     image = open_image(strip_file_protocol(path))
     image.path = path
+    isolation = (isolation or Isolation()).for_operation()
     with (
         image,
         describe(
             image,
             operation="check",
             format=format,
-            isolation=isolation or Isolation(),
+            isolation=isolation,
             gate=Gate(image, tuple(allow)),
             generation=generation,
             budget=Budget(CHECK_LIMITS),
@@ -130,6 +134,8 @@ def check(
         ) as found,
     ):
         try:
-            return CheckResult(path, found.facts.format, found.value["report"])
+            result = CheckResult(path, found.facts.format, found.value["report"])
+            result.isolation = isolation.weakest
+            return result
         except WireError as error:
             raise SandboxError("protocol", f"the cell's reply cannot be used: {error}", path=path) from None

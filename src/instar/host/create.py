@@ -65,7 +65,7 @@ def create(
     Raises:
         OptionError, ImageError, HostError, SandboxError: see ``instar.core.errors``. Every target is then as it was.
     """
-    isolation = isolation or Isolation()
+    isolation = (isolation or Isolation()).for_operation()
     prepared = prepare(
         path,
         size,
@@ -134,8 +134,7 @@ def prepare(
         from instar.host.backing import look_at_backing
 
         # A cell that looks at what somebody else made is not forked from a program that holds passphrases.
-        apart = Isolation(isolation.name, floor=isolation.floor) if secrets else isolation
-        apart.said = isolation.said
+        apart = isolation.apart(single_threaded=False) if secrets else isolation
         look_at_backing(request, open_backing, apart, generation, probe=not as_qemu, as_qemu=as_qemu)
     _settle_size(request)
     if announce is not None:
@@ -173,6 +172,7 @@ def carry_out(prepared: Prepared, isolation: Isolation, progress: Progress | Non
                 pbkdf_rate=prepared.pbkdf_rate,
             )
         outputs.commit()
+        result.isolation = isolation.weakest
         return result
 
 

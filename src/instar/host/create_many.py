@@ -55,7 +55,7 @@ def create_many(
     Raises:
         SandboxError: no cell can be started. Whatever is about one image is yielded.
     """
-    isolation = isolation or Isolation()
+    isolation = (isolation or Isolation()).for_operation()
     waiting: list[Prepared | CreateResult | InstarError] = []
     for job in jobs:
         if _names_others(job):
@@ -224,6 +224,7 @@ def _make(prepared: Prepared, row: Wire, isolation: Isolation) -> CreateResult:
                     raise host_error(error, outputs[number].path, "write it") from None
             result = finish(request, outputs, prepared.options, [row["ok"]], bounds, warnings)
             outputs.commit()
+            result.isolation = isolation.weakest
             return result
     except WireError as fault:
         raise SandboxError("protocol", f"the cell's reply cannot be used: {fault}", path=request.path) from None

@@ -60,6 +60,7 @@ class ImageInfo:
             ``None`` if they do not, or nobody looked (``info_chain`` does).
         references: every file the image names, opened or not.
         children: the files that it consists of, in QEMU's order (the last opened first).
+        isolation: the weakest kind of cell that read it: ``kvm``, ``process`` or ``none``.
     """
 
     __slots__ = (
@@ -79,6 +80,7 @@ class ImageInfo:
         "full_backing_filename",
         "has_dirty_flag",
         "identity",
+        "isolation",
         "parent_fits",
         "references",
         "snapshots",
@@ -88,6 +90,7 @@ class ImageInfo:
     def __init__(self, filename: str, found: Described) -> None:
         facts, image = found.facts, found.image
         self.filename = filename
+        self.isolation: str | None = None
         self.format = facts.format
         self.virtual_size = facts.virtual_size
         self.cluster_size = facts.cluster_size
@@ -202,6 +205,7 @@ def _one(
     budget: Budget | None = None,
 ) -> ImageInfo:
     """Describe an image that has been opened, and close it."""
+    isolation = isolation.for_operation()
     with (
         image,
         describe(
@@ -216,7 +220,9 @@ def _one(
             as_qemu=as_qemu,
         ) as found,
     ):
-        return ImageInfo(image.path, found)
+        result = ImageInfo(image.path, found)
+        result.isolation = isolation.weakest
+        return result
 
 
 def info_chain(

@@ -66,6 +66,8 @@ class CreateResult:
         options: every option of the format with the value used.
         in_place: why a target was written in place instead of being replaced, or ``None``.
         warnings: option and reason of what the file system refused, though the image is made.
+        isolation: the weakest kind of cell that took part (``kvm``, ``process`` or ``none``); ``None`` for a raw image
+            without a backing file, which needs none.
     """
 
     __slots__ = (
@@ -76,6 +78,7 @@ class CreateResult:
         "files",
         "format",
         "in_place",
+        "isolation",
         "metadata_bytes",
         "options",
         "unit",
@@ -110,6 +113,7 @@ class CreateResult:
         self.backing_looks_like = request.backing_looks_like
         self.options = options
         self.in_place = outputs.in_place
+        self.isolation: str | None = None
         self.warnings = warnings
 
     def __repr__(self) -> str:

@@ -44,6 +44,8 @@ MAX_END = (1 << 63) - 1
 MAX_FILES = 200
 #: What ``--isolation`` takes, the strongest first.
 NAMES = ("auto", "kvm", "process", "none")
+#: Kinds of cell, the weakest first.
+_STRENGTH = ("none", "process", "kvm")
 
 
 class Grant:
@@ -132,10 +134,10 @@ class Isolation:
     cell gets a copy. What the program shares with others, and its environment, is taken away from a cell in any case
     (see ``process.inherited``).
     ``floor`` is the weakest kind that may be used (``process`` or ``kvm``): with it ``auto`` steps down no further.
-    ``said`` collects why a back end was passed over, for ``-v``.
+    ``said`` collects why a back end was passed over, for ``-v``; ``used`` the kinds of cell that were taken.
     """
 
-    __slots__ = ("floor", "name", "said", "single_threaded")
+    __slots__ = ("floor", "name", "said", "single_threaded", "used")
 
     def __init__(self, name: str = "auto", *, single_threaded: bool = False, floor: str | None = None) -> None:
         if name not in NAMES:
@@ -154,6 +156,24 @@ class Isolation:
         self.floor = floor
         self.single_threaded = single_threaded
         self.said: list[str] = []
+        self.used: set[str] = set()
+
+    def for_operation(self) -> Isolation:
+        """Return the same for one operation, of which ``weakest`` then tells."""
+        same = self.apart(single_threaded=self.single_threaded)
+        same.used = set()
+        return same
+
+    def apart(self, *, single_threaded: bool) -> Isolation:
+        """Return the same with another promise; what is said and used is told by both."""
+        same = Isolation(self.name, single_threaded=single_threaded, floor=self.floor)
+        same.said, same.used = self.said, self.used
+        return same
+
+    @property
+    def weakest(self) -> str | None:
+        """The weakest kind of cell that was taken: ``kvm``, ``process`` or ``none``; ``None`` if there was no cell."""
+        return next((kind for kind in _STRENGTH if kind in self.used), None)
 
     def open(self) -> Cell:
         """Return a cell of the kind asked for; ``auto`` gives the strongest that this host can start.
@@ -194,9 +214,10 @@ class Isolation:
 
 
 class _Strongest:
-    """The first of several cells that can be started. One that has been started is not given up for another.
+    """The first of several cells that this host can start.
 
-    ``name`` is the kind that is tried first.
+    One that has been started is not given up for another. Nor is one whose start failed for no reason that holds for
+    the host: whoever can bring that about would choose the cell. ``name`` is the kind that is tried first.
     """
 
     def __init__(self, cells: list[Cell], say: Callable[[list[str]], None]) -> None:
@@ -219,6 +240,10 @@ class _Strongest:
                 return cell.run(job, files, limits, serve_started)
             except SandboxError as error:
                 if started or error.kind != "unavailable" or len(self._cells) == 1:
+                    raise
+                from instar.sandbox.process.channel import StartFailed
+
+                if isinstance(error, StartFailed):
                     raise
                 self._say([f"{cell.name}: {error.detail}"])
                 del self._cells[0]

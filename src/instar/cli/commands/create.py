@@ -265,6 +265,7 @@ def result_object(result: CreateResult) -> dict[str, object]:
         "file-size": result.file_size,
         "backing-filename": result.backing_filename,
         "in-place": result.in_place,
+        "isolation": result.isolation,
         "options": dict(result.options),
         **({"notes": notes} if notes else {}),
     }

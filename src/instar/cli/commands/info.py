@@ -122,6 +122,9 @@ def _show(session: Session, images: Sequence[ImageInfo], *, json: bool, chain: b
         from instar.cli.render import info_object
 
         objects = [info_object(image, session.generation) for image in images]
+        if not session.as_qemu:
+            for image, shown in zip(images, objects, strict=True):
+                shown["isolation"] = image.isolation
         say_all(pieces(objects if chain else objects[0]))
         say("\n")
     else:

@@ -13,8 +13,9 @@ from instar.sandbox.cell import Limits
 from instar.sandbox.kvm.device import GET_SREGS, RUN, Kvm
 from instar.sandbox.kvm.machine import Death, Machine
 from instar.sandbox.kvm.native import ask_seldom_for_memory
+from instar.sandbox.kvm.photo import BlurredError
 from instar.sandbox.posix import hold_all_signals_but, tick
-from instar.sandbox.process.channel import CAUSES, CODE_CAUSES
+from instar.sandbox.process.channel import CAUSES, CODE_CAUSES, StartFault
 from instar.sandbox.process.policy import FD_FILES, RULES, Rule
 from instar.sandbox.process.seal import seal
 
@@ -45,12 +46,15 @@ class Monitor:
     """Makes the machine (see ``Machine``) on the device at ``kvm``, which it closes; ``memory`` is for the guest.
 
     Raises:
-        OSError, MemoryError, PhotoError: it cannot be made.
+        OSError, MemoryError, PhotoError: it cannot be made here. StartFault: it could not be made this time.
     """
 
     def __init__(self, kvm: int, body: Callable[[], NoReturn], memory: int) -> None:
         ask_seldom_for_memory()
-        self._machine = Machine(Kvm(kvm), body, memory)
+        try:
+            self._machine = Machine(Kvm(kvm), body, memory)
+        except BlurredError as error:
+            raise StartFault(str(error)) from None
         self._limits = Limits()
         self._deadline = 0.0
         self._started = False
@@ -68,13 +72,16 @@ class Monitor:
         From here on this process can enter no namespaces: newer kernels have made a thread for KVM in it.
 
         Raises:
-            Death: the machine does not work.
+            StartFault: the machine does not work.
         """
         hold_all_signals_but(self._tick)
         self._start()
 
     def _start(self) -> None:
-        self._machine.start()
+        try:
+            self._machine.start()
+        except Death as death:
+            raise StartFault(death.detail) from None
         self._started = True
 
     def seal(self, files: Sequence[Grant], limits: Limits, parent: int, *, namespaces: bool) -> None:
@@ -84,7 +91,7 @@ class Monitor:
 
         Raises:
             SealError, OSError: a step that must not fail failed.
-            Death: the machine does not work.
+            StartFault: the machine does not work.
         """
         self._limits = limits
         self._machine.processor.fd = FD_FILES + len(files)

@@ -50,6 +50,10 @@ class PhotoError(Exception):
     """No photo can be taken of the process; the message says why."""
 
 
+class BlurredError(PhotoError):
+    """None can be taken now: memory moves. Another time it may stand still."""
+
+
 def open_proc(path: str) -> FileIO:
     """Open a file of ``/proc``, whose size nobody knows; ``readall`` gives the whole of it.
 
@@ -208,7 +212,7 @@ def take_photo(memory: int, capacity: int, without: list[Run]) -> Album:
             if result < 0:
                 raise PhotoError(f"madvise: {os.strerror(-result)}")
             kept.append(_make_headroom())
-    raise PhotoError("its memory does not stand still")
+    raise BlurredError("its memory does not stand still")
 
 
 def _make_headroom() -> list[object]:

@@ -22,6 +22,8 @@ from instar.sandbox.process.channel import (
     CODE_UNSEALED,
     CellChannel,
     ServerGone,
+    StartFailed,
+    StartFault,
     converse,
     unpack_job,
 )
@@ -157,7 +159,8 @@ def become_cell(
             else:
                 monitor.seal(order.files, order.limits, parent, namespaces=direct)
         except Exception as error:
-            channel.send(b"X", f"{type(error).__name__}: {error}".encode("utf-8", "replace")[:400])
+            what = str(error) if isinstance(error, StartFault) else f"{type(error).__name__}: {error}"
+            channel.send(b"F" if isinstance(error, StartFault) else b"X", what.encode("utf-8", "replace")[:400])
             os._exit(CODE_UNSEALED)
         channel.send(b"S", b"")
         if monitor is None:
@@ -222,13 +225,27 @@ class ProcessCell:
         return self._run(job, files, limits, serve, None)
 
     def _run(self, job: bytes, files: Sequence[Grant], limits: Limits, serve: Serve, kvm: int | None) -> bytes:
+        failed: StartFailed | None = None
         for _ in range(_TRIES - 1):
             try:
                 return self._once(job, files, limits, serve, kvm)
             except ServerGone:
                 # While a server dies its socket still takes orders, which nobody reads. The next order starts another.
                 continue
-        return self._once(job, files, limits, serve, kvm)
+            except StartFailed as error:
+                if failed is not None:
+                    raise self._given_up(error) from None
+                failed = error
+        try:
+            return self._once(job, files, limits, serve, kvm)
+        except StartFailed as error:
+            raise self._given_up(error) from None
+
+    def _given_up(self, error: StartFailed) -> StartFailed:
+        weaker = "process" if self.name == "kvm" else "none"
+        protection = "" if self.name == "kvm" else ", without protection"
+        error.detail += f"; it was tried more than once, --isolation={weaker} may work{protection}"
+        return error
 
     def _once(self, job: bytes, files: Sequence[Grant], limits: Limits, serve: Serve, kvm: int | None) -> bytes:
         start = self._starter(job, files, limits, kvm)

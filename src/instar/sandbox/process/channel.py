@@ -1,8 +1,9 @@
 """Frames between a host and its cell: a length, a tag, a body. The host's side never trusts a length.
 
-Tags: ``S`` the cell is sealed, or ``X`` why it could not be; then ``J`` the job, ``Q`` a request of the cell,
-``A`` its answer, ``R`` the reply; ``D`` where the cell was when it died, for people, without any other effect.
-``S`` and ``X`` come before any guest code runs, so no guest can claim the second.
+Tags: ``S`` the cell is sealed, or ``X`` why it cannot be had here, or ``F`` how its start failed; then ``J`` the job,
+``Q`` a request of the cell, ``A`` its answer, ``R`` the reply; ``D`` where the cell was when it died, for people,
+without any other effect.
+``S``, ``X`` and ``F`` come before any guest code reads its job, so no guest can claim the others.
 """
 
 from __future__ import annotations
@@ -73,6 +74,14 @@ def unpack_job(body: bytes) -> tuple[bytes, list[tuple[str, int, int | None]]]:
     """
     value = decode(body)
     return take(value, "job", bytes), [(mode, size, start) for mode, size, start in take(value, "files", list)]
+
+
+class StartFailed(SandboxError):
+    """The cell did not come to its first step, for no reason that holds for this host: the next one may."""
+
+
+class StartFault(Exception):
+    """What becomes a ``StartFailed`` on the host's side, met by the process that was to be the cell."""
 
 
 class ServerGone(SandboxError):
@@ -262,6 +271,8 @@ def _converse(
     tag, body = frame
     if tag == b"X":
         raise SandboxError("unavailable", f"the cell could not be made: {printable(body, _MAX_STORY)}")
+    if tag == b"F":
+        raise StartFailed("unavailable", f"the cell did not start: {printable(body, _MAX_STORY)}")
     if tag != b"S":
         raise SandboxError("protocol", "the cell sent a frame of an unknown kind")
     story, stories = "", 0
@@ -320,8 +331,9 @@ def _how_it_ended(
         kind, said = "died", _SIGNALS.get(-code, f"the cell was killed by signal {-code}")
     else:
         kind, said = "died", f"the cell ended with code {code} and no answer"
-    # Before it was sealed no guest code ran, and no job was read: it was never started.
-    return SandboxError(kind if sealed else "unavailable", said, story=story or None)
+    if not sealed:  # no job was read: it was never started
+        return StartFailed("unavailable", said)
+    return SandboxError(kind, said, story=story or None)
 
 
 def _too_long(limits: Limits, story: str) -> SandboxError:
