@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posix
 import sys
 from typing import TYPE_CHECKING
 
@@ -167,8 +168,8 @@ class TestFallingOver:
         """It is tried once more, and then is an error that says how to do with less."""
         use(monkeypatch, _echo)
         forks = []
-        fork = os.fork
-        monkeypatch.setattr(os, "fork", lambda: forks.append(1) or fork())
+        fork = posix.fork
+        monkeypatch.setattr(posix, "fork", lambda: forks.append(1) or fork())
         monkeypatch.setattr(owner, name, value)
         isolation = Isolation(asked, single_threaded=True)
         with pytest.raises(SandboxError, match=said) as caught:
