@@ -27,7 +27,7 @@ from tests.compat.differences import ignored, knowingly_refused, plain, same_des
 from tests.compat.versions import VERSIONS, real
 from tests.support import same_bytes
 
-from fuzz import choices, descriptors
+from fuzz import choices, descriptors, windows
 from fuzz.choices import GiB, MiB
 from fuzz.opinions import inspected, opinions
 from instar.formats import creatable
@@ -207,6 +207,7 @@ def play(case: Case, folder: Path) -> bool:
         if not _may_differ(case):
             _same_bytes(case, ours / name, theirs / name)
     size, cluster_size = _describe(case, program, ours)  # the other one is the same bytes
+    _describe_windows(case, program, ours)
     if size <= _MOST_USED:
         for use in case.uses:
             words = _qemu_io(case.format, use, cluster_size) if use[0] == "qemu-io" else list(use)
@@ -317,6 +318,15 @@ def _describe(case: Case, program: str, *places: Path) -> tuple[int, int]:
     if len(places) > 1 and not _may_differ(case):
         _same("what qemu-img says of both", told[:2], told[2:])
     return size, cluster_size
+
+
+def _describe_windows(case: Case, program: str, place: Path) -> None:
+    """Have both programs look at the image where it is only a part of a file."""
+    for words in windows.looks(random.Random(shlex.join(case.words())), place / "t", case.format):
+        _settle(place)
+        own, real_ = call(words, case.version, place), _run([program, *words], place)
+        if own[0] == 1 or not _cannot_open(real_[2]):
+            _same(shlex.join(words), _lines(own), _lines(real_))
 
 
 def _settle(place: Path) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from instar.host.create_many import create_many
     from instar.host.info import ImageInfo, info, info_chain
     from instar.host.sandbox import SelfTestResult, self_test
+    from instar.host.window import Window
     from instar.sandbox.cell import Isolation
 
 _NAMES = {
@@ -28,6 +29,7 @@ _NAMES = {
     "CheckResult": "instar.host.check",
     "read_configuration": "instar.host.configuration",
     "Configuration": "instar.host.configuration",
+    "Window": "instar.host.window",
     "self_test": "instar.host.sandbox",
     "SelfTestResult": "instar.host.sandbox",
     "Isolation": "instar.sandbox.cell",
@@ -52,6 +54,7 @@ __all__ = [
     "OptionError",
     "SandboxError",
     "SelfTestResult",
+    "Window",
     "check",
     "create",
     "create_many",

@@ -66,6 +66,15 @@ def _specific(image: ImageInfo, generation: tuple[int, int]) -> dict[str, Wire] 
 
 
 def _child_object(child: Child) -> dict[str, object]:
+    if child.children:
+        return {
+            "virtual-size": child.length,
+            "filename": child.filename,
+            "format": child.protocol,
+            "actual-size": child.allocated,
+            "dirty-flag": False,
+            "children": [{"name": below.name, "info": _child_object(below)} for below in child.children],
+        }
     data: dict[str, object] = {}
     if child.extent_size_hint:
         data["extent-size-hint"] = child.extent_size_hint
@@ -127,9 +136,19 @@ def _info_lines(image: ImageInfo, generation: tuple[int, int]) -> Iterator[Itera
             yield _child_lines(child)
 
 
-def _child_lines(child: Child) -> list[str]:
+def _child_lines(child: Child, path: str = "") -> list[str]:
+    path = f"{path}/{child.name}"
+    if child.children:
+        lines = [
+            f"Child node '{printable(path)}':",
+            f"    image: {printable(child.filename)}",
+            f"    file format: {child.protocol}",
+            f"    virtual size: {format_size(child.length)} ({child.length} bytes)",
+            f"    disk size: {format_size(child.allocated)}",
+        ]
+        return lines + [f"    {line}" for below in child.children for line in _child_lines(below, path)]
     lines = [
-        f"Child node '/{printable(child.name)}':",
+        f"Child node '{printable(path)}':",
         f"    filename: {printable(child.filename)}",
         f"    protocol type: {child.protocol}",
         f"    file length: {format_size(child.length)} ({child.length} bytes)",

@@ -13,14 +13,17 @@ from instar.core.plan import Backing
 from instar.formats import find
 from instar.host.chain import Behind
 from instar.host.describe import describe, refusal
-from instar.host.files import open_image
+from instar.host.files import open_source
 from instar.host.gate import Gate
 from instar.host.locks import hold
 from instar.host.names import combine, protocol_of, source_of, strip_file_protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from instar.core.wire import Wire
+    from instar.host.names import Source
     from instar.host.output import Output
     from instar.host.outputs import Outputs
     from instar.host.request import Request
@@ -38,10 +41,12 @@ def look_at_backing(
     *,
     probe: bool = False,
     as_qemu: bool = False,
+    warn: Callable[[str], None] | None = None,
 ) -> None:
     """Judge the backing file's name, open it, learn its size in a cell: steps 10 to 13 of qemu-img's order.
 
-    With ``probe`` also learn what it looks like, whatever format it is said to have.
+    With ``probe`` also learn what it looks like, whatever format it is said to have. ``warn`` is called with a size
+    whose notation is discouraged, in a name that gives a window.
     """
     name = request.settings.values.get("backing_file")
     if name is None:
@@ -73,12 +78,19 @@ def look_at_backing(
         raise
     full = source.path
     try:
-        image = open_image(full, action="open the backing file")
+        image = open_source(source, action="open the backing file")
     except HostError as error:
         error.role = "backing"
         if error.path == full:
             error.path = source.name
         raise
+    except OptionError as error:
+        error.role = "backing"
+        raise
+    finally:
+        if warn is not None and source.view is not None:
+            for text in source.view.warnings:
+                warn(text)
     with image:
         if _identity(strip_file_protocol(request.path)) == image.identity:
             raise _same_file(request)
@@ -101,16 +113,17 @@ def look_at_backing(
                 share=True,
                 probe=probe,
                 as_qemu=as_qemu,
+                view=source.view,
             ) as found:
                 facts = found.facts
                 refused = refusal(facts)
                 if refused is not None and refused.field in _SHORTER:
                     refused.path = full
                     raise refused
-        except ImageError as error:
+        except (ImageError, OptionError) as error:
             error.role = "backing"
-            if probe and error.kind == "invalid-format":
-                hint = advice(_look_again(full, isolation, generation), "-F")
+            if probe and isinstance(error, ImageError) and error.kind == "invalid-format":
+                hint = advice(_look_again(source, isolation, generation), "-F")
                 error.detail += "" if hint is None else f"; {hint}"
             raise
     request.behind = Behind(Gate(image), full, facts.references, isolation, generation)
@@ -138,20 +151,21 @@ def look_at_backing(
     )
 
 
-def _look_again(path: str, isolation: Isolation, generation: tuple[int, int]) -> Wire:
+def _look_again(source: Source, isolation: Isolation, generation: tuple[int, int]) -> Wire:
     """Return what a backing file looks like that is not what it was said to be; ``None`` if that cannot be said."""
     try:
         with describe(
-            open_image(path),
+            open_source(source),
             operation="info",
             format=None,
             isolation=isolation,
             gate=None,
             generation=generation,
             share=True,
+            view=source.view,
         ) as found:
             return found.facts.extra.get("looks_like") if found.facts.format == "raw" else found.facts.format
-    except (ImageError, HostError, SandboxError):
+    except (ImageError, HostError, OptionError, SandboxError):
         return None  # what is said is what was wrong first
 
 

@@ -8,9 +8,9 @@ from instar.core.finding import REPORT, Report
 from instar.core.wire import WireError
 from instar.host.budget import Budget
 from instar.host.describe import describe
-from instar.host.files import open_image
+from instar.host.files import open_source
 from instar.host.gate import Gate
-from instar.host.names import strip_file_protocol
+from instar.host.names import as_source
 from instar.sandbox.cell import Isolation, Limits
 
 TYPE_CHECKING = False
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from instar.core.wire import Wire
+    from instar.host.names import Source
+    from instar.host.window import Window
 
 #: A check reads all metadata: 16 million L2 entries for each TiB of a fully allocated qcow2.
 CHECK_LIMITS = Limits(memory=512 << 20, cpu_seconds=600, wall_seconds=1800, requests=1, serving_seconds=60)
@@ -99,7 +101,7 @@ class CheckResult:
 
 
 def check(
-    path: str,
+    path: str | Source | Window,
     *,
     format: str | None = None,
     allow: Sequence[str] = (),
@@ -114,8 +116,11 @@ def check(
         ImageError: it cannot be opened as an image at all, or its format has nothing to check
             (``unsupported-feature``, for raw).
         HostError, SandboxError: see ``instar.core.errors``.
+        OptionError: ``path`` is a window that is not in its file.
     """
-    image = open_image(strip_file_protocol(path))
+    source = as_source(path)
+    path = path if isinstance(path, str) else source.path
+    image = open_source(source)
     image.path = path
     isolation = (isolation or Isolation()).for_operation()
     with (
@@ -123,7 +128,7 @@ def check(
         describe(
             image,
             operation="check",
-            format=format,
+            format=format or source.format,
             isolation=isolation,
             gate=Gate(image, tuple(allow)),
             generation=generation,
@@ -131,6 +136,7 @@ def check(
             share=force_share,
             read=True,
             as_qemu=as_qemu,
+            view=source.view,
         ) as found,
     ):
         try:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from instar.core.plan import Companion
     from instar.host.request import Request
     from instar.host.space import Progress
+    from instar.host.window import Window
 
 __all__ = ["CreateResult", "create"]
 
@@ -32,7 +33,7 @@ def create(
     *,
     format: str = "raw",
     options: Mapping[str, object] | Iterable[tuple[str, str | None]] = (),
-    backing: str | None = None,
+    backing: str | Window | None = None,
     backing_format: str | None = None,
     open_backing: bool = True,
     isolation: Isolation | None = None,
@@ -51,7 +52,8 @@ def create(
         size: of the virtual disk in bytes, or text with a suffix; the backing file's if ``None``.
         format: a name of ``instar.formats``.
         options: creation options, by name (values may be ``str``, ``int`` or ``bool``), or pairs as typed.
-        backing: name of the backing file, recorded as it is, looked up from the folder of ``path``.
+        backing: name of the backing file, recorded as it is, looked up from the folder of ``path``; of a window the
+            name that QEMU opens it by is recorded, in which a relative path is seen from the working folder.
         backing_format: its format; required with ``backing``.
         open_backing: look at the backing file (in a cell). Without that, ``size`` is required.
         isolation: the kind of cell; the strongest there is if ``None``.
@@ -71,7 +73,7 @@ def create(
         size,
         format=format,
         options=options,
-        backing=backing,
+        backing=backing if backing is None or isinstance(backing, str) else backing.as_name(),
         backing_format=backing_format,
         open_backing=open_backing,
         isolation=isolation,
@@ -135,7 +137,9 @@ def prepare(
 
         # A cell that looks at what somebody else made is not forked from a program that holds passphrases.
         apart = isolation.apart(single_threaded=False) if secrets else isolation
-        look_at_backing(request, open_backing, apart, generation, probe=not as_qemu, as_qemu=as_qemu)
+        look_at_backing(
+            request, open_backing, apart, generation, probe=not as_qemu, as_qemu=as_qemu, warn=warn if as_qemu else None
+        )
     _settle_size(request)
     if announce is not None:
         announce(request)

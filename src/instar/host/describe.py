@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from instar.host.descriptors import Descriptors
     from instar.host.files import OpenFile
     from instar.host.gate import Gate
+    from instar.host.window import View
     from instar.sandbox.cell import Isolation
 
 #: So many files are opened without a thought of limits.
@@ -95,6 +96,7 @@ def describe(
     read: bool = False,
     probe: bool = False,
     as_qemu: bool = False,
+    view: View | None = None,
 ) -> Described:
     """Run ``info`` or ``check`` on an image; a second time with the files it cannot be described without, if any.
 
@@ -102,9 +104,11 @@ def describe(
     Without a gate no other file is opened. The result owns ``image`` and closes it. The image is locked while it is
     described, as ``locks.hold`` says of ``share`` and ``read``. ``budget`` is the whole operation's. With ``probe`` the
     cell says what the image looks like, whatever its format; ``as_qemu`` refuses what qemu-img does not open.
+    ``view`` is that by which it was opened.
 
     Raises:
         ImageError, HostError, SandboxError: as ``cells.call`` and ``Gate.open``.
+        OptionError: as ``View.settle``.
     """
     args: dict[str, Wire] = {"format": format, "major": generation[0], "minor": generation[1], "parts": []}
     if probe:
@@ -113,9 +117,17 @@ def describe(
     args["announce"] = lock.waits
     budget = budget or info_budget()
     files = [image.grant()]
-    value: Any = call(operation, args, files, isolation=isolation, limits=budget, path=image.path, serve=lock.serve)
+    value: Any
+    try:
+        value = call(operation, args, files, isolation=isolation, limits=budget, path=image.path, serve=lock.serve)
+    except ImageError as error:
+        if view is not None and error.structure == "check":
+            view.judge(image, error.format)  # it was opened, and only then refused
+        raise
     args["announce"] = False
     found = Described(image, _facts(operation, value), value)
+    if view is not None:
+        view.settle(image, found.facts)
     lock.confirm(found.facts.format)
     if as_qemu and (refused := refusal(found.facts)) is not None:
         refused.path = image.path

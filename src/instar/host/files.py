@@ -11,13 +11,18 @@ import os
 import stat
 
 from instar.core.errors import HostError
+from instar.core.units import SECTOR, align_up
 from instar.sandbox.cell import Grant
 from instar.sandbox.posix import above_stdio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import struct
+    from collections.abc import Mapping
     from typing import Self
+
+    from instar.core.qjson import Json
+    from instar.host.names import Source
 
 #: linux/fs.h: set when the file is not to be copied on write (btrfs).
 FS_NOCOW_FL = 0x00800000
@@ -122,13 +127,31 @@ class OpenFile:
             by no name: then there is no such folder.
         fd: descriptor; closed by ``close`` or at the end of a ``with`` block.
         locked: image locks were asked for on it (see ``locks``); ``close`` gives them up.
-        size: length in bytes (of a block device, its capacity).
+        size: length in bytes (of a block device, its capacity); of a window, what there is of it.
+        whole: the same of the file that a window lies in.
+        length: ``size`` in whole sectors, as QEMU counts; of a window, what it was said to have.
+        start: where a window begins in the file, ``None`` if this is no window.
+        nodes: options and length of each window but the image's own, from the file up; ``options``: of that one.
         allocated: bytes of storage in use (``st_blocks``), 0 for a device.
         identity: device and inode, which two names of one file share.
         is_device: it is no regular file.
     """
 
-    __slots__ = ("allocated", "fd", "home", "identity", "is_device", "locked", "path", "size")
+    __slots__ = (
+        "allocated",
+        "fd",
+        "home",
+        "identity",
+        "is_device",
+        "length",
+        "locked",
+        "nodes",
+        "options",
+        "path",
+        "size",
+        "start",
+        "whole",
+    )
 
     def __init__(self, path: str, fd: int, *, home: str | None) -> None:
         status = os.fstat(fd)
@@ -138,12 +161,26 @@ class OpenFile:
         self.locked = False
         self.is_device = not stat.S_ISREG(status.st_mode)
         self.size = os.lseek(fd, 0, os.SEEK_END) if stat.S_ISBLK(status.st_mode) else status.st_size
+        self.whole = self.size
+        self.length = align_up(self.size, SECTOR)
+        self.start: int | None = None
+        self.nodes: list[tuple[Mapping[str, Json], int]] = []
+        self.options: Mapping[str, Json] = {}
         self.allocated = status.st_blocks * 512
         self.identity = (status.st_dev, status.st_ino)
 
     def grant(self, mode: str = "r") -> Grant:
         """Return the file as a cell is given it."""
-        return Grant(self.fd, mode, self.size, self.path)
+        return Grant(self.fd, mode, self.size, self.path, offset=self.start)
+
+    def narrow(self, offset: int, length: int) -> None:
+        """Make this a window of what it was, which has these bytes, up to 511 of the last of them past its end.
+
+        What is past the end reads as zeros. If that is all there is, the window is still not empty.
+        """
+        self.start = min((self.start or 0) + offset, self.whole)
+        self.size = max(min(length, self.size - offset), min(length, 1))
+        self.length = align_up(length, SECTOR)
 
     def close(self) -> None:
         """Close the descriptor; harmless when done twice."""
@@ -191,6 +228,22 @@ def open_pinned(pinned: Pinned, path: str, *, home: str | None, action: str = "o
     except BaseException:
         os.close(fd)
         raise
+
+
+def open_source(source: Source, *, action: str = "open") -> OpenFile:
+    """Open the file of an image, as ``open_image`` does, and have it begin and end where the image does.
+
+    Raises:
+        HostError: as ``open_image``. OptionError: the image cannot lie there.
+    """
+    image = open_image(source.path, action=action)
+    if source.view is not None:
+        try:
+            source.view.narrow(image)
+        except BaseException:
+            image.close()
+            raise
+    return image
 
 
 def open_stream(path: str) -> int:

@@ -6,19 +6,22 @@ from instar.core import NEWEST
 from instar.core.errors import HostError, ImageError, InstarError, printable
 from instar.core.units import SECTOR, align_up
 from instar.host.describe import describe, info_budget
-from instar.host.files import extent_size_hint, open_image
+from instar.host.files import extent_size_hint, open_source
 from instar.host.gate import Gate, blame
-from instar.host.names import combine, strip_file_protocol
+from instar.host.names import as_source, combine
 from instar.sandbox.cell import Isolation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from instar.core.qjson import Json
     from instar.core.wire import Wire
     from instar.host.budget import Budget
     from instar.host.describe import Described
     from instar.host.files import OpenFile
+    from instar.host.names import Source
+    from instar.host.window import View, Window
 
 #: Longest backing chain that is followed; QEMU itself fails somewhere below that.
 MAX_CHAIN = 200
@@ -28,22 +31,38 @@ MAX_CHAIN_ROWS = 70_000
 
 
 class Child:
-    """A file an image consists of: QEMU's name for the node (``file``, ``extents.0`` …), length and allocation.
+    """A file an image consists of, or a window into it: a node of QEMU's.
 
-    ``protocol`` is what opens it in QEMU: ``file`` or ``host_device``.
+    Attributes:
+        name: QEMU's word for what it is to the node above (``file``, ``extents.0`` …).
+        filename: of the file.
+        protocol: what opens it in QEMU: ``file`` or ``host_device``, or ``raw`` for a window.
+        length, allocated: bytes; of a window the second is the file's.
+        extent_size_hint: of a file, in bytes, 0 where the file system has none (only XFS has).
+        options: ``offset`` and ``size`` of a window, as they were given.
+        children: the one node that a window is in.
     """
 
-    __slots__ = ("allocated", "extent_size_hint", "filename", "length", "name", "protocol")
+    __slots__ = ("allocated", "children", "extent_size_hint", "filename", "length", "name", "options", "protocol")
 
     def __init__(self, name: str, filename: str, file: OpenFile) -> None:
         self.name = name
         self.filename = filename
         self.protocol = "host_device" if file.is_device else "file"
         # QEMU's block layer counts a file in whole sectors.
-        self.length = align_up(file.size, SECTOR)
+        self.length = align_up(file.whole, SECTOR)
         self.allocated = file.allocated
-        #: bytes, 0 where the file system has none (only XFS has)
         self.extent_size_hint = extent_size_hint(file.fd)
+        self.options: Mapping[str, Json] = {}
+        self.children: list[Child] = []
+
+    def windowed(self, options: Mapping[str, Json], length: int) -> Child:
+        """Return the node of a window into this one, which takes its name."""
+        window = object.__new__(Child)
+        window.name, window.filename, window.protocol = self.name, self.filename, "raw"
+        window.length, window.allocated, window.extent_size_hint = length, self.allocated, 0
+        window.options, window.children = options, [self]
+        return window
 
 
 class ImageInfo:
@@ -52,7 +71,8 @@ class ImageInfo:
     Attributes:
         filename: as asked for.
         format, virtual_size, cluster_size, encrypted, dirty, corrupt: as in the image.
-        file_length, allocated: of the image file; ``actual_size`` sums the allocation of all its files.
+        file_length, allocated: of the image file; ``actual_size`` sums the allocation of all its files. Of an image in
+            a window the length is the window's, the allocation the whole file's.
         backing_filename: as stored in the image, ``None`` if there is none; ``backing_format`` likewise.
         full_backing_filename: the same as seen from here. Nothing says that it exists.
         snapshots, format_specific: in qemu-img's names.
@@ -61,6 +81,7 @@ class ImageInfo:
         references: every file the image names, opened or not.
         children: the files that it consists of, in QEMU's order (the last opened first).
         isolation: the weakest kind of cell that read it: ``kvm``, ``process`` or ``none``.
+        options: ``offset`` and ``size`` of a raw image that is a window itself, as they were given.
     """
 
     __slots__ = (
@@ -81,6 +102,7 @@ class ImageInfo:
         "has_dirty_flag",
         "identity",
         "isolation",
+        "options",
         "parent_fits",
         "references",
         "snapshots",
@@ -105,9 +127,13 @@ class ImageInfo:
         self.format_specific: dict[str, Wire] | None = facts.format_specific
         self.extra: dict[str, Wire] = facts.extra
         self.references = facts.references
-        self.children = [Child("file", filename, image)]
+        self.options = image.options
+        own = Child("file", filename, image)
+        for options, length in image.nodes:
+            own = own.windowed(options, length)
+        self.children = [own]
         self.children += [Child(role, combine(filename, part.path), part) for role, part in found.parts]
-        self._name_extents(facts.extra.get("extents"))
+        self.name_extents()
         self.children.reverse()
         backing = facts.backing
         self.parent_fits: bool | None = None
@@ -119,8 +145,9 @@ class ImageInfo:
             self.full_backing_filename = combine(filename, self.backing_filename)
             self.backing_format = backing.format
 
-    def _name_extents(self, roles: Wire) -> None:
+    def name_extents(self) -> None:
         """Put the names by which extents were opened in the place of those that the image gives them."""
+        roles = self.extra.get("extents")
         data = (self.format_specific or {}).get("data")
         extents = data.get("extents") if isinstance(data, dict) else None
         names = {child.name: child.filename for child in self.children}
@@ -131,15 +158,13 @@ class ImageInfo:
 
     def call(self, name: str) -> None:
         """Show the image's own file by another name than that by which it was opened."""
-        data = (self.format_specific or {}).get("data")
-        extents = data.get("extents") if isinstance(data, dict) else None
-        for row in extents if isinstance(extents, list) else ():
-            if isinstance(row, dict) and row.get("filename") == self.filename:
-                row["filename"] = name
-        for child in self.children:
+        nodes = list(self.children)
+        for child in nodes:
+            nodes += child.children
             if child.filename == self.filename:
                 child.filename = name
         self.filename = name
+        self.name_extents()
 
     def count_rows(self) -> int:
         """Return how many snapshots, files, and rows of what the format has beside, there are to show."""
@@ -164,7 +189,7 @@ class ImageInfo:
 
 
 def info(
-    path: str,
+    path: str | Source | Window,
     *,
     format: str | None = None,
     allow: Sequence[str] = (),
@@ -176,7 +201,7 @@ def info(
     """Describe one image; its backing file is named, never opened.
 
     Args:
-        path: the image.
+        path: the image: a file, or a window into one.
         format: its format; detected if ``None``. ``raw`` always means raw.
         allow: folders, beside the image's own, from which files that the image names (extents) may be opened.
         isolation: the kind of cell; the strongest there is if ``None``.
@@ -187,10 +212,13 @@ def info(
 
     Raises:
         ImageError, HostError, SandboxError: see ``instar.core.errors``.
+        OptionError: ``path`` is a window that is not in its file.
     """
-    image = open_image(strip_file_protocol(path))
-    image.path = path
-    return _one(image, format, Gate(image, tuple(allow)), isolation or Isolation(), generation, force_share, as_qemu)
+    source = as_source(path)
+    image = open_source(source)
+    image.path = path if isinstance(path, str) else source.path
+    gate, format = Gate(image, tuple(allow)), format or source.format
+    return _one(image, format, gate, isolation or Isolation(), generation, force_share, as_qemu, view=source.view)
 
 
 def _one(
@@ -203,8 +231,9 @@ def _one(
     as_qemu: bool,
     *,
     budget: Budget | None = None,
+    view: View | None = None,
 ) -> ImageInfo:
-    """Describe an image that has been opened, and close it."""
+    """Describe an image that has been opened, and close it. ``view`` is that by which it was opened."""
     isolation = isolation.for_operation()
     with (
         image,
@@ -218,6 +247,7 @@ def _one(
             share=force_share,
             budget=budget,
             as_qemu=as_qemu,
+            view=view,
         ) as found,
     ):
         result = ImageInfo(image.path, found)
@@ -226,7 +256,7 @@ def _one(
 
 
 def info_chain(
-    path: str,
+    path: str | Source | Window,
     *,
     format: str | None = None,
     allow: Sequence[str] = (),
@@ -252,7 +282,7 @@ def info_chain(
 
 def _follow(
     chain: list[ImageInfo],
-    path: str,
+    path: str | Source | Window,
     format: str | None,
     allow: tuple[str, ...],
     isolation: Isolation,
@@ -261,17 +291,22 @@ def _follow(
     as_qemu: bool,
 ) -> None:
     """Describe an image and what is behind it, and append each to ``chain``."""
-    image = open_image(strip_file_protocol(path))
-    image.path = path
-    gate = Gate(image, allow)
+    source = as_source(path)
+    image = open_source(source)
+    image.path = path if isinstance(path, str) else source.path
+    gate, format = Gate(image, allow), format or source.format
     budget = info_budget()
-    chain.append(_one(image, format, gate, isolation, generation, force_share, as_qemu, budget=budget))
+    chain.append(
+        _one(image, format, gate, isolation, generation, force_share, as_qemu, budget=budget, view=source.view)
+    )
     seen = {chain[0].identity}
     rows = chain[0].count_rows()
     while (top := chain[-1]).backing_filename is not None and top.full_backing_filename is not None:
         backing = next(r for r in top.references if r.role == "backing")
         if len(chain) >= MAX_CHAIN:
-            raise ImageError("too-large", "backing chain", f"the chain is longer than {MAX_CHAIN} images", path=path)
+            raise ImageError(
+                "too-large", "backing chain", f"the chain is longer than {MAX_CHAIN} images", path=chain[0].filename
+            )
         try:
             try:
                 image = gate.open(backing.name, relative_to=image.home)
@@ -290,7 +325,7 @@ def _follow(
                 "corrupt",
                 "backing chain",
                 f"backing file '{printable(layer.filename, 200)}' is already part of the chain: it loops",
-                path=path,
+                path=chain[0].filename,
             )
         seen.add(layer.identity)
         rows += layer.count_rows()
@@ -301,7 +336,7 @@ def _follow(
                 "its images together have too many snapshots, bitmaps and files to be described",
                 value=rows,
                 limit=MAX_CHAIN_ROWS,
-                path=path,
+                path=chain[0].filename,
             )
         wanted, given = top.extra.get("parent_identity"), layer.extra.get("identity")
         if isinstance(wanted, bytes):

@@ -8,6 +8,10 @@ from __future__ import annotations
 from instar.core import NEWEST
 from instar.core.errors import OptionError, plain_file_hint, printable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from instar.host.window import View, Window
+
 
 def protocol_of(name: str) -> str | None:
     """Return the protocol of a file name: what stands before a ``:`` that comes before any ``/``; else ``None``.
@@ -48,11 +52,12 @@ def combine(base: str, name: str) -> str:
 class Source:
     """What the name of an image stands for: ``path`` of a plain file, and the ``format`` that it says, if it says one.
 
-    ``protocol`` is true if the file is to be seen as a file, and not as an image in it (driver ``file``). For showing
-    are ``name``, the file's as it was given, and ``secret``: the option that names a secret, and that name.
+    ``protocol`` is true if the file is to be seen as a file, and not as an image in it (driver ``file``); ``view`` says
+    where in the file the image lies, if it is not simply all of it. For showing are ``name``, the file's as it was
+    given, and ``secret``: the option that names a secret, and that name.
     """
 
-    __slots__ = ("format", "name", "path", "protocol", "secret")
+    __slots__ = ("format", "name", "path", "protocol", "secret", "view")
 
     def __init__(
         self,
@@ -62,12 +67,21 @@ class Source:
         protocol: bool = False,
         name: str | None = None,
         secret: tuple[str, str] | None = None,
+        view: View | None = None,
     ) -> None:
         self.path = path
         self.format = format
         self.protocol = protocol
         self.name = path if name is None else name
         self.secret = secret
+        self.view = view
+
+
+def as_source(path: str | Source | Window) -> Source:
+    """Return what the library was given for an image as a ``Source``; a text is a plain name, or ``file:`` and one."""
+    if isinstance(path, str):
+        return Source(strip_file_protocol(path))
+    return path if isinstance(path, Source) else path.as_source()
 
 
 def source_of(name: str, *, format: str | None = None, generation: tuple[int, int] = NEWEST) -> Source:
@@ -87,7 +101,7 @@ def source_of(name: str, *, format: str | None = None, generation: tuple[int, in
         raise _no_protocol(name, str(protocol))
     path = strip_file_protocol(name)
     if not path:
-        raise OptionError("file-name-missing", "the name of the file is empty", value=name)
+        raise OptionError("file-name-missing", "the name of the file is empty", driver="file", value=name)
     return Source(path, format)
 
 

@@ -98,8 +98,6 @@ def protocols_are_not_opened(line: str, version: Version, want: Answer) -> Answe
         return _refusal(f"t: Driver '{match[1]}' {said}\nCould not open backing image.")
     if match := re.match(r"(?:info|check) -f (nbd) ", line):
         return _refusal(f"Could not open 'text': Driver '{match[1]}' {said}")
-    if '"file":{"driver":"raw"' in line:
-        return _refusal(f"Could not open '{arguments[-1]}': Driver 'raw' {said}")
     name = arguments[-2:][0] if arguments[0] == "create" else arguments[-1]
     if (match := re.match(r"(nbd|host_device):", name)) and want["code"]:
         opening = "" if arguments[0] == "create" else "Could not open "

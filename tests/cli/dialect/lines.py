@@ -29,7 +29,10 @@ def words(line: str) -> list[str]:
 
 def lines() -> list[str]:
     """Return every line once, in a stable order."""
-    sections = (usage, sizes, option_lists, options, help_lines, formats, names, backing, objects, inspect, before)
+    sections = (
+        *(usage, sizes, option_lists, options, help_lines, formats, names, backing, objects, inspect, before),
+        windows,
+    )
     return list(dict.fromkeys(line for section in sections for line in section()))
 
 
@@ -792,3 +795,169 @@ Create t 1M
 -f raw create t 1M
 -q create t 1M
 """.strip("\n").splitlines()
+
+
+#: Options of a window into ``odd``, which has 3,000 bytes: 3,072 in QEMU's eyes.
+_WINDOWS = """
+"offset":0
+"offset":1
+"offset":1000
+"offset":512
+"offset":3000
+"offset":3072
+"offset":3073
+"size":0
+"size":512
+"size":513
+"size":3000
+"size":3072
+"size":3584
+"offset":512,"size":2560
+"offset":512,"size":3072
+"offset":100,"size":2560
+"offset":4096,"size":100
+"offset":-1
+"size":-512
+"offset":9223372036854775807
+"offset":9223372036854775808
+"offset":18446744073709551615
+"offset":18446744073709551616
+"offset":512,"size":9223372036854775296
+"size":18446744073709551104
+"offset":1.5
+"offset":1e3
+"offset":1e30
+"offset":12345678901234567890123
+"offset":true
+"offset":null
+"size":null
+"offset":[]
+"offset":[1]
+"size":{}
+"offset":{"a":1}
+"offset":""
+"offset":"x"
+"offset":"1k"
+"offset":"1.5k","size":"1K"
+"offset":"0x200"
+"offset":"0x1k"
+"offset":"0x10k"
+"offset":"1kb"
+"offset":"-1"
+"offset":" 512"
+"offset":"8E"
+"offset":"16E"
+"size":"512b"
+"size":false
+"size":"x","offset":"y"
+"offset":512,"foo":1
+"foo":1,"offset":"x"
+"foo":1,"offset":9999
+"backing":null
+"backing":"b.raw"
+"offset":512,"backing":"b.raw"
+"read-only":true,"offset":512
+""".strip().splitlines()
+
+#: The same with other things around, and what is wrong in more than one place.
+_WINDOWED = """
+{"driver":"qcow2","file":{"driver":"raw","offset":1024,"file":{"driver":"file","filename":"win"}}}
+{"driver":"qcow2","file":{"driver":"raw","offset":1024,"size":262144,"file":{"driver":"file","filename":"win"}}}
+{"file":{"driver":"raw","offset":1024,"size":"256k","file":{"filename":"win"}}}
+{"file":{"driver":"raw","offset":"1k","file":{"filename":"win"}}}
+{"driver":"raw","offset":1024,"file":{"filename":"win"}}
+{"driver":"raw","file":{"driver":"raw","offset":1024,"file":{"filename":"win"}}}
+{"driver":"qcow2","file":{"driver":"raw","offset":1000,"file":{"filename":"win"}}}
+{"driver":"qcow2","file":{"driver":"raw","offset":1024,"size":65536,"file":{"filename":"win"}}}
+{"driver":"qcow2","file":{"driver":"raw","offset":1024,"size":0,"file":{"filename":"win"}}}
+{"file":{"driver":"raw","offset":1024,"size":512,"file":{"filename":"win"}}}
+{"file":{"driver":"raw","offset":1024,"file":{"filename":"winvmdk"}}}
+{"file":{"driver":"raw","offset":1024,"file":{"filename":"winvpc"}}}
+{"driver":"vpc","file":{"driver":"raw","offset":1024,"file":{"filename":"winvpc"}}}
+{"driver":"vmdk","file":{"driver":"raw","offset":1024,"file":{"filename":"win"}}}
+{"driver":"qcow2","file":{"driver":"raw","offset":512,"file":{"driver":"raw","offset":512,"file":{"filename":"win"}}}}
+{"file":{"driver":"raw","offset":512,"file":{"driver":"raw","offset":512,"size":2048,"file":{"filename":"win"}}}}
+{"driver":"raw","offset":512,"file":{"driver":"raw","size":512,"file":{"filename":"odd"}}}
+{"driver":"raw","offset":513,"file":{"driver":"raw","size":512,"file":{"filename":"odd"}}}
+{"driver":"raw","size":1024,"file":{"driver":"raw","size":512,"file":{"filename":"odd"}}}
+{"driver":"raw","file":{"driver":"raw","file":{"filename":"odd"}}}
+{"driver":"qcow2","file":{"driver":"raw","file":{"driver":"file","filename":"b.qcow2"}}}
+{"file":{"driver":"raw","file":{"filename":"b.qcow2"}}}
+{"offset":1024,"file":{"filename":"win"}}
+{"offset":"x","file":{"filename":"win"}}
+{"offset":9999999,"file":{"filename":"win"}}
+{"offset":1024,"foo":1,"file":{"filename":"win"}}
+{"offset":0,"file":{"filename":"b.qcow2"}}
+{"size":9999999999,"file":{"filename":"b.qcow2"}}
+{"foo":1,"file":{"filename":"b.qcow2"}}
+{"foo":1,"file":{"driver":"raw","offset":1024,"file":{"filename":"win"}}}
+{"driver":"qcow2","foo":1,"file":{"driver":"raw","offset":512,"file":{"filename":"odd"}}}
+{"driver":"qcow2","offset":0,"file":{"filename":"b.qcow2"}}
+{"driver":"raw","offset":"x","file":{"driver":"file","filename":"nosuch"}}
+{"driver":"raw","offset":512,"foo":1,"file":{"driver":"file","filename":"nosuch","foo":1}}
+{"driver":"raw","offset":"x","foo":1,"file":{"driver":"file","filename":"odd","bar":1}}
+{"driver":"raw","offset":9999,"foo":1,"file":{"driver":"raw","size":"y","file":{"filename":"odd"}}}
+{"driver":"raw","offset":512}
+{"driver":"raw","offset":"x"}
+{"file":{"driver":"raw","offset":"x"}}
+{"driver":"qcow2","file":{"driver":"raw","offset":512}}
+{"file":{"driver":"raw","offset":512,"file":{}}}
+{"file":{"driver":"raw","offset":512,"file":null}}
+{"file":{"driver":"raw","offset":512,"file":"odd"}}
+{"file":{"driver":"raw","offset":512,"file":{"driver":"file"}}}
+{"file":{"driver":"raw","offset":512,"file":{"driver":"foo"}}}
+{"driver":"raw","offset":512,"file.filename":"odd"}
+{"driver":"raw","offset":512,"file":{"filename":"d"}}
+{"driver":"raw","size":0,"file":{"filename":"empty"}}
+{"driver":"raw","offset":512,"file":{"filename":"link"}}
+{"driver":"raw","offset":512,"file":{"filename":"file:odd"}}
+{"driver":"raw","offset":512,"file":{"filename":"c:d"}}
+{"driver":"luks","key-secret":"s","file":{"driver":"raw","size":"1M","file":{"filename":"b.luks"}}}
+""".strip().splitlines()
+
+
+def windows() -> Iterator[str]:
+    """Windows into a file: ``raw`` with ``offset`` and ``size``, on its own, below a format, and on another."""
+    file = '"file":{"driver":"file","filename":"odd"}'
+    own = [f'{{"driver":"raw",{options},{file}}}' for options in _WINDOWS]
+    below = [f'{{"file":{{"driver":"raw",{options},{file}}}}}' for options in _WINDOWS]
+    for name in (*own, *below, *_WINDOWED):
+        yield f"info {shlex.quote('json:' + name)}"
+    for name in (*own[:20:3], *(name for name in own if "0x" in name), *_WINDOWED):
+        yield f"info --output=json {shlex.quote('json:' + name)}"
+        yield f"check {shlex.quote('json:' + name)}"
+        yield f"create -f qcow2 -b {shlex.quote('json:' + name)} -F raw t"
+    for name in _WINDOWED[:12]:
+        yield f"create -f qcow2 -b {shlex.quote('json:' + name)} -F qcow2 t"
+        yield f"create -f qcow2 -b {shlex.quote('json:' + name)} t"
+        yield f"check --output=json {shlex.quote('json:' + name)}"
+        yield f"info --backing-chain {shlex.quote('json:' + name)}"
+        yield f"info --backing-chain --output=json {shlex.quote('json:' + name)}"
+    for command in ("info", "check"):
+        yield from (
+            f"{command} {rest}"
+            for rest in """
+--image-opts driver=raw,offset=1k,size=512,file.filename=win
+--image-opts driver=raw,offset=1024,file.driver=file,file.filename=win
+--image-opts driver=qcow2,file.driver=raw,file.offset=1024,file.size=262144,file.file.filename=win
+--image-opts --output=json driver=qcow2,file.driver=raw,file.offset=1024,file.file.filename=win
+--image-opts file.driver=raw,file.offset=1024,file.file.filename=win
+--image-opts file.driver=raw,file.offset=512,file.file.driver=raw,file.file.offset=512,file.file.file.filename=win
+--image-opts driver=raw,offset=512,offset=1024,file.filename=win
+--image-opts driver=raw,offset,file.filename=win
+--image-opts driver=raw,nooffset,file.filename=win
+--image-opts offset=1024,file.filename=win
+--image-opts driver=raw,offset=,file.filename=win
+--image-opts driver=raw,offset=1,,024,file.filename=win
+--image-opts driver=raw,offset=1024
+--image-opts -U driver=raw,offset=1024,file.filename=win
+-f raw 'json:{"offset":1024,"file":{"filename":"win"}}'
+-f raw 'json:{"file":{"driver":"raw","offset":1024,"file":{"filename":"win"}}}'
+-f qcow2 'json:{"file":{"driver":"raw","offset":1024,"file":{"filename":"win"}}}'
+-f qcow2 'json:{"driver":"raw","offset":1024,"file":{"filename":"win"}}'
+-f qcow2 'json:{"driver":"raw","offset":0,"file":{"filename":"b.qcow2"}}'
+-f file 'json:{"offset":512,"file":{"filename":"win"}}'
+-f file 'json:{"driver":"raw","offset":512,"filename":"win"}'
+-f file 'json:{"filename":"win","foo":1}'
+""".strip().splitlines()
+        )

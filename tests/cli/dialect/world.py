@@ -162,8 +162,12 @@ def _furnish(folder: Path) -> None:
         ("pass", b"letmein"),
         ("pass64", b"bGV0bWVpbg=="),
         ("bin", b"\xff\xfe"),
+        ("odd", b"o" * 3000),
     ):
         (folder / name).write_bytes(content)
+    # An image within a file, the last sector of which is not whole; a VMDK and a VHD in another.
+    for name, inner, tail in (("win", "b.qcow2", 700), ("winvmdk", "b.vmdk", 0), ("winvpc", "b.vpc", 512)):
+        (folder / name).write_bytes(b"w" * 1024 + (folder / inner).read_bytes() + b"w" * tail)
     (folder / "link").symlink_to("b.raw")
     (folder / "dangling").symlink_to("gone")
     # A relative name is seen from the image's folder, so nothing here depends on where that is.

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from instar.cli.argv import Parsed
     from instar.cli.session import Session
     from instar.host.info import ImageInfo
-    from instar.host.names import Source
 
 _SIGN = 1 << 31
 
@@ -101,9 +100,13 @@ def _look(session: Session, parsed: Parsed, path: str, *, chain: bool) -> list[I
     if source.protocol:
         images[0].seen_as_file()
     if session.as_qemu:
-        _name_as_qemu(images[0], source)
+        images[0].call(source.name)
         for image in images:
             image.cluster_size = _as_int(image.cluster_size)
+    if source.view is not None:
+        from instar.cli.nodes import name_nodes
+
+        name_nodes(images[0], source.secret if session.as_qemu else None)
     return images
 
 
@@ -134,23 +137,6 @@ def _show(session: Session, images: Sequence[ImageInfo], *, json: bool, chain: b
             if index:
                 say("\n")
             say_all(info_pieces(image, session.generation))
-
-
-def _name_as_qemu(image: ImageInfo, source: Source) -> None:
-    """Give an image the name that QEMU shows: the file's, or one made up where that alone does not open it.
-
-    It keeps 4,095 bytes of what it makes up (see QEMU, ``bdrv_refresh_filename``).
-    """
-    image.call(source.name)
-    if source.secret is None:
-        return
-    from instar.cli.json import in_order, quote
-
-    key, secret = source.secret
-    file = f'{{"driver": "file", "filename": {quote(image.filename)}}}'
-    members = in_order({"driver": quote(image.format), "file": file, key: quote(secret)})
-    name = "json:{" + ", ".join(f"{quote(name)}: {value}" for name, value in members) + "}"
-    image.filename = name if len(name) <= 4095 else f"{name[:4092]}..."
 
 
 def _as_int(size: int | None) -> int | None:

@@ -229,7 +229,7 @@ def find_source(session: Session, parsed: Parsed, path: str) -> Source:
 
         if parsed.has("format"):
             raise OptionError("format-and-options", "--image-opts and --format are given both; give one")
-        return from_text(path)
+        return from_text(path, session.generation, _warn_of_word if session.as_qemu else None)
     name = parsed.last("format")
     if name == "file" and session.as_qemu:
         from instar.host.sources import as_file
@@ -256,7 +256,7 @@ def look(session: Session, parsed: Parsed, path: str, operation: Callable[..., R
     source = find_source(session, parsed, path)
     try:
         found = operation(
-            source.path,
+            source,
             format=source.format,
             allow=session.allow,
             isolation=session.isolation,
@@ -268,7 +268,19 @@ def look(session: Session, parsed: Parsed, path: str, operation: Callable[..., R
         if session.as_qemu and error.path == source.path:
             error.path = source.name
         raise
+    finally:
+        _warn_of_sizes(session, source)
     return source, found
+
+
+def _warn_of_word(word: str, better: str) -> None:
+    said = f"short-form boolean option '{printable(word)}' deprecated"
+    complain(f"qemu-img: warning: {said}\nPlease use {printable(better)} instead")
+
+
+def _warn_of_sizes(session: Session, source: Source) -> None:
+    for text in source.view.warnings if session.as_qemu and source.view is not None else ():
+        complain(f"qemu-img: warning: Using a multiplier suffix on hex numbers is deprecated: {printable(text)}")
 
 
 def one_image(session: Session, command: str, parsed: Parsed) -> str:

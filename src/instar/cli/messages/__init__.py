@@ -50,9 +50,18 @@ QEMU: dict[str, str] = {
     "driver-missing": "Must specify either driver or file",
     "driver-option": "Block format '{driver}' does not support the option '{key}'",
     "file-missing": 'A block device must be specified for "file"',
-    "file-name-missing": "The 'file' block driver requires a file name",
-    "file-option": "Block protocol 'file' doesn't support the option '{key}'",
+    "file-name-missing": "The '{driver}' block driver requires a file name",
+    "file-option": "Block protocol '{driver}' doesn't support the option '{key}'",
     "format-and-options": "--image-opts and --format are mutually exclusive",
+    "file-kind": "'file' driver requires '{path}' to be a regular file",
+    "device-kind": "'host_device' driver requires '{path}' to be either a character or block device",
+    "window-offset": "Offset ({offset}) cannot be greater than size of the containing file ({length})",
+    "window-size": (
+        "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the "
+        " actual size of the containing file ({length})"
+    ),
+    "window-alignment": "Specified size is not multiple of 512",
+    "raw-backing": "Driver doesn't support backing files",
     "no-node": "Cannot find device='{name}' nor node-name='{name}'",
     "bad-json-options": "Could not parse the JSON options: {value}",
     "json-no-object": "Invalid JSON object given",
