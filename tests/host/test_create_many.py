@@ -106,7 +106,7 @@ def test_passphrases_are_no_matter_of_a_cell_that_looks_at_a_backing_file(
     forked = []
     monkeypatch.setattr(
         "instar.host.backing.look_at_backing",
-        lambda _request, _open, given, _as, **_: forked.append(given.single_threaded),
+        lambda _request, _open, given, *_, **__: forked.append(given.single_threaded),
     )
     job = {"filename": f"{tmp_path}/x", "size": 512, "format": "qcow2", "backing": "base", "backing_format": "raw"}
     for secrets in ({}, {"a": b"passphrase"}):

@@ -912,6 +912,9 @@ _WINDOWED = """
 {"driver":"raw","offset":512,"file":{"filename":"link"}}
 {"driver":"raw","offset":512,"file":{"filename":"file:odd"}}
 {"driver":"raw","offset":512,"file":{"filename":"c:d"}}
+{"driver":"raw","offset":512,"file":{"driver":"host_device","filename":"odd"}}
+{"driver":"raw","file":{"driver":"file","filename":"/dev/null"}}
+{"driver":"qcow2","file":{"driver":"host_device"}}
 {"driver":"luks","key-secret":"s","file":{"driver":"raw","size":"1M","file":{"filename":"b.luks"}}}
 """.strip().splitlines()
 
