@@ -149,6 +149,7 @@ def test_window_that_cannot_be_is_an_option_error(offset: Any, size: Any, code: 
         (0, None, 0, 3000, 3072),
         (0, 3072, 0, 3000, 3072),
         (1, None, 1, 2999, 3072),
+        (500, None, 500, 2561, 3072),
         (2500, 512, 2500, 500, 512),
         (3000, None, 3000, 1, 512),
         (3001, None, 3000, 1, 512),
@@ -157,7 +158,7 @@ def test_window_that_cannot_be_is_an_option_error(offset: Any, size: Any, code: 
         (512, 0, 512, 0, 0),
     ],
 )
-def test_grant_ends_with_the_window_and_with_the_file(
+def test_grant_ends_in_the_last_sector_of_the_window(
     offset: int, size: int | None, start: int, length: int, virtual_size: int, tmp_path: Path
 ) -> None:
     path = tmp_path / "file"

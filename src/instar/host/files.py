@@ -174,13 +174,11 @@ class OpenFile:
         return Grant(self.fd, mode, self.size, self.path, offset=self.start)
 
     def narrow(self, offset: int, length: int) -> None:
-        """Make this a window of what it was, which has these bytes, up to 511 of the last of them past its end.
-
-        What is past the end reads as zeros. If that is all there is, the window is still not empty.
-        """
+        """Make this a window of what it was. Its last sectors may lie past the end, where they read as zeros."""
         self.start = min((self.start or 0) + offset, self.whole)
-        self.size = max(min(length, self.size - offset), min(length, 1))
         self.length = align_up(length, SECTOR)
+        # Parsers round the size up, and shall find as many sectors as QEMU does.
+        self.size = max(min(length, self.size - offset), self.length - SECTOR + 1, 0) if length else 0
 
     def close(self) -> None:
         """Close the descriptor; harmless when done twice."""
