@@ -1,6 +1,7 @@
 """Windows into a file that has an image in it: a part of the cases of ``fuzz.differ``.
 
-Law: names only, and the one file that they are about. Most windows are where the image is; the others are anywhere.
+Law: names only, and the one file that they are about. Most windows are where the image is; the others are anywhere,
+and raw, as what one program says of broken images is not to be found out here.
 """
 
 from __future__ import annotations
@@ -32,13 +33,12 @@ def looks(chance: random.Random, image: Path, format: str) -> Iterator[list[str]
         if chance.random() < 0.3:
             size = chance.choice((0, 512, 4096, 65536, len(data) // 1024 * 512, len(data) + behind + 4096))
         tree = _tree(chance, offset, size)
-        name = "json:" + json.dumps(tree if chance.random() < 0.2 else _above(chance, tree, format))
+        whole = offset == before and (size is None or size >= len(data))
+        if whole or chance.random() < 0.5:
+            tree = {**(chance.choice(({}, {"driver": format})) if whole else {"driver": "raw"}), "file": tree}
+        name = "json:" + json.dumps(tree)
         command = chance.choice((["info", "--output=json"], ["info"], ["check"], ["check", "--output=json"]))
         yield [*command, name]
-
-
-def _above(chance: random.Random, tree: dict[str, Any], format: str) -> dict[str, Any]:
-    return {**chance.choice(({}, {"driver": format}, {"driver": format}, {"driver": "raw"})), "file": tree}
 
 
 def _tree(chance: random.Random, offset: int, size: int | None) -> dict[str, Any]:
