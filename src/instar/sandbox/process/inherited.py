@@ -25,6 +25,7 @@ _PIECE = 1 << 12
 _KEPT = b"/gconv-modules.cache"
 _WORD = 8
 _ZEROS = bytes(_PIECE)
+_ZEROS_AT = address_of(_ZEROS)
 
 
 class InheritanceError(Exception):
@@ -60,9 +61,14 @@ def drop_shared_memory() -> None:
 def shared_ranges(maps: bytes) -> list[tuple[int, int]]:
     """Return start and end of each shared mapping in the text of ``/proc/PID/maps``."""
     found = []
-    for line in maps.split(b"\n"):
-        span, _, rest = line.partition(b" ")
-        if rest[3:4] == b"s" and not (rest[1:2] == b"-" and rest.endswith(_KEPT)):
+    at = -1
+    # Few lines have the letter, so looking for it is much quicker than a look at each line.
+    while (at := maps.find(b"s ", at + 1)) >= 0:
+        begin = maps.rfind(b"\n", 0, at) + 1
+        span, _, rights = maps[begin : at + 1].partition(b" ")
+        line_end = maps.find(b"\n", at)
+        kept = rights[1:2] == b"-" and maps.endswith(_KEPT, begin, line_end)
+        if len(rights) == 4 and not kept:
             start, _, end = span.partition(b"-")
             found.append((int(start, 16), int(end, 16)))
     return found
@@ -83,15 +89,18 @@ def forget_environment() -> None:
         if not first <= text < end:  # set later
             _overwrite(text, length_at(text))
     for value in posix.environ.values():  # what ``os.environ`` is a view of
-        if type(value) is bytes and len(value) > 1:  # shorter ones are everybody's
-            _overwrite(address_of(value), len(value))
+        if type(value) is bytes and (length := len(value)) > 1:  # shorter ones are everybody's
+            if length <= _PIECE:
+                move(address_of(value), _ZEROS_AT, length)
+            else:
+                _overwrite(address_of(value), length)
     posix.environ.clear()
 
 
 def _overwrite(address: int, length: int) -> None:
     while length > 0:
         piece = min(length, _PIECE)
-        move(address, address_of(_ZEROS), piece)
+        move(address, _ZEROS_AT, piece)
         address, length = address + piece, length - piece
 
 
@@ -121,7 +130,7 @@ def _read(path: str) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         pieces = []
-        while piece := os.read(fd, _PIECE):
+        while piece := os.read(fd, 16 * _PIECE):
             pieces.append(piece)
         return b"".join(pieces)
     finally:
