@@ -114,7 +114,7 @@ def _judge_unchecked(session: Session, parsed: Parsed, path: str, format: str | 
         return
     from instar.host.info import info
 
-    look(session, parsed, path, info)
+    look(session, parsed, path, info, again=True)
     detail = "this format has nothing to check"
     raise ImageError("unsupported-feature", "check", detail, format=format, path=path) from None
 

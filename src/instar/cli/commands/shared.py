@@ -245,8 +245,12 @@ def find_source(session: Session, parsed: Parsed, path: str) -> Source:
     return source_of(path, format=None if row is None else row.name, generation=session.generation)
 
 
-def look(session: Session, parsed: Parsed, path: str, operation: Callable[..., Result]) -> tuple[Source, Result]:
+def look(
+    session: Session, parsed: Parsed, path: str, operation: Callable[..., Result], *, again: bool = False
+) -> tuple[Source, Result]:
     """Have an operation of the library look at the image that FILE stands for, as the switches ask.
+
+    Of an image that is looked at ``again`` nobody is warned twice.
 
     Raises:
         InstarError: what ``find_source`` and the operation raise; of the file as the dialect names it.
@@ -269,7 +273,8 @@ def look(session: Session, parsed: Parsed, path: str, operation: Callable[..., R
             error.path = source.name
         raise
     finally:
-        _warn_of_sizes(session, source)
+        if not again:
+            _warn_of_sizes(session, source)
     return source, found
 
 
