@@ -84,7 +84,7 @@ def test_every_folder_is_a_row_of_the_table_and_the_reverse() -> None:
 @pytest.mark.parametrize("format", FORMATS)
 def test_format_folder_has_the_same_parts(format: str) -> None:
     parts = {path.name for path in (SOURCE / "formats" / format).iterdir()}
-    wanted = {"__init__.py", "README.md", "options.py", "parse.py", "check.py"}
+    wanted = {"__init__.py", "README.md", "options.py", "parse.py", "check.py", "facts.py"}
     if format != "raw":  # has no structures, and the host makes it
         wanted |= {"ondisk.py", "plan.py"}
     assert wanted <= parts
