@@ -31,6 +31,8 @@ def test_what_is_too_much_is_refused_before_it_is_made(guest: str, tmp_path: Pat
     (tmp_path / "image").write_bytes(bytes(512))
     done = run_exploited(f"tests.sandbox.big_replies:{guest}", "info", "image", cwd=tmp_path)
     assert done.code == 70, done
+    assert "sandbox died" not in done.err, done
+    assert "ran out of memory" not in done.err, done
     assert done.out == ""
     assert done.host_rss < MEMORY, done
     assert done.host_cpu < SECONDS / 2, done
