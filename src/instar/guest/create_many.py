@@ -9,7 +9,6 @@ from instar.core.plan import Allocate, Seed
 from instar.core.wire import take
 from instar.guest.create import plan_of, totals
 from instar.guest.create import preload as preload_one
-from instar.guest.main import facts_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +23,8 @@ if TYPE_CHECKING:
 MOST_BYTES = 16 << 20
 #: What the images of one reply may take together.
 MOST_REPLY = 16 << 20
-
+#: How many writes they may have together.
+MOST_WRITES = 1 << 16
 
 _ZEROS = bytes(1 << 20)
 
@@ -57,11 +57,11 @@ def preload(args: dict[str, Wire]) -> None:
 def run(args: dict[str, Wire], files: Sequence[GrantedFile], ask: Ask) -> Wire:
     """Return a row for each image of each group, which are images alike but for their seeds.
 
-    A row has ``ok``, totals, and ``writes``; or ``error``; or ``alone``: too much to write; or ``same``: as the one
-    before it, because the plan asked for nothing that only one image has. A write is ``[file, offset, length, bytes]``:
-    bytes, and zeros up to the length.
+    A row has ``ok``, totals, and ``writes``; or ``alone``: too much to write, or something is wrong; or ``same``: as
+    the one before it, because the plan asked for nothing that only one image has. A write is ``[file, offset, length,
+    bytes]``: bytes, and zeros up to the length.
     """
-    left = MOST_REPLY
+    left, most = MOST_REPLY, MOST_WRITES
     rows: list[Wire] = []
     for group in take(args, "groups", list):
         shared = False
@@ -72,23 +72,23 @@ def run(args: dict[str, Wire], files: Sequence[GrantedFile], ask: Ask) -> Wire:
             seed = _Watched(Seed(entropy=entropy, time=time, file_name=file_name))
             try:
                 plan = plan_of(group, seed)  # type: ignore[arg-type]
-                writes, length, sent = _writes(plan, left)
-            except Exception as error:
-                rows.append({"error": facts_of(error)})
-                continue
+                writes, length, sent = _writes(plan, left, most)
+            except Exception:
+                writes = None  # it fails again where it is made by itself, and in its turn
             if writes is None:
                 rows.append({"alone": True})
                 continue
             left -= sent
+            most -= len(writes)
             shared = not seed.used
             rows.append({"ok": totals(plan, length), "writes": writes})
     return rows
 
 
-def _writes(plan: Plan, left: int) -> tuple[list[Wire] | None, int, int]:
+def _writes(plan: Plan, left: int, most: int) -> tuple[list[Wire] | None, int, int]:
     """Return what is to be written, its length, and that without zeros; no writes if there is more to do, or too much.
 
-    ``left`` is how much without zeros may be sent.
+    ``left`` is how much without zeros may be sent, in ``most`` writes.
     """
     writes: list[Wire] = []
     length = sent = 0
@@ -99,7 +99,7 @@ def _writes(plan: Plan, left: int) -> tuple[list[Wire] | None, int, int]:
         for offset, data in item.pieces():
             short = _without_zeros(data)
             sent += len(short)
-            if sent > left:
+            if sent > left or len(writes) == most:
                 return None, 0, 0
             writes.append([item.file, offset, len(data), short])
     return writes, length, sent

@@ -68,13 +68,19 @@ def create(
         OptionError, ImageError, HostError, SandboxError: see ``instar.core.errors``. Every target is then as it was.
     """
     isolation = (isolation or Isolation()).for_operation()
-    prepared = prepare(
+    request = read(
         path,
         size,
         format=format,
         options=options,
         backing=backing if backing is None or isinstance(backing, str) else backing.as_name(),
         backing_format=backing_format,
+        generation=generation,
+        as_qemu=as_qemu,
+        warn=warn,
+    )
+    prepared = prepare(
+        request,
         open_backing=open_backing,
         isolation=isolation,
         generation=generation,
@@ -104,7 +110,7 @@ class Prepared:
         self.pbkdf_rate = 0
 
 
-def prepare(
+def read(
     path: str,
     size: int | str | None,
     *,
@@ -112,16 +118,12 @@ def prepare(
     options: Mapping[str, object] | Iterable[tuple[str, str | None]],
     backing: str | None,
     backing_format: str | None,
-    open_backing: bool,
-    isolation: Isolation,
     generation: tuple[int, int],
     as_qemu: bool,
-    announce: Callable[[Request], None] | None = None,
-    secrets: Mapping[str, bytes] | None = None,
     warn: Callable[[str], None] | None = None,
-) -> Prepared:
-    """Read and judge the words of a creation, and look at its backing file. For arguments and errors see ``create``."""
-    request = read_request(
+) -> Request:
+    """Read the words of a creation, without a look at any file. For arguments and errors see ``create``."""
+    return read_request(
         path,
         format,
         as_pairs(options),
@@ -132,6 +134,20 @@ def prepare(
         generation=generation,
         warn=warn,
     )
+
+
+def prepare(
+    request: Request,
+    *,
+    open_backing: bool,
+    isolation: Isolation,
+    generation: tuple[int, int],
+    as_qemu: bool,
+    announce: Callable[[Request], None] | None = None,
+    secrets: Mapping[str, bytes] | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> Prepared:
+    """Look at the backing file, if there is one, and at no other; judge a creation. See ``create``."""
     if "backing_file" in request.settings.values:
         from instar.host.backing import look_at_backing
 

@@ -1,20 +1,23 @@
 """Make many images with few cells: the guest plans hundreds at once, and the host writes what it says where it says.
 
-Law: an image's fault is its own line; every image is as atomic as by itself. Only new disks share a cell, which reads
-nothing: what names a backing file or has a passphrase gets a cell of its own, as ``create`` does it. The host writes
-bytes that it does not look at.
+Law: all is as if the jobs were done one after the other: files, results, errors. So what waits for a shared cell has
+its plan made there in advance, and nothing else: every job meets the files in its own turn. Only new disks share a
+cell, which reads nothing. The host writes bytes that it does not look at.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping  # noqa: TID253 - who makes many images can wait for it once
+from itertools import pairwise
 
 from instar.core import NEWEST
-from instar.core.errors import InstarError, OptionError, SandboxError
-from instar.core.wire import WireError, take
-from instar.host.cells import call, error_of
-from instar.host.create import Prepared, carry_out, prepare
+from instar.core.errors import InstarError, OptionError, SandboxError, printable
+from instar.core.wire import WireError
+from instar.guest.create_many import MOST_BYTES, MOST_REPLY
+from instar.host.cells import call
+from instar.host.create import Prepared, carry_out, prepare, read
 from instar.host.files import host_error
 from instar.host.make import SEED_BYTES, base_name, finish, prepare_files, what_of
 from instar.host.names import strip_file_protocol
@@ -24,16 +27,17 @@ from instar.sandbox.cell import Isolation, Limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
+    from typing import Any
 
     from instar.core.wire import Wire
     from instar.host.make import CreateResult
 
 #: How many images share a cell.
 TOGETHER = 256
-_LIMITS = Limits(cpu_seconds=600, wall_seconds=1800, reply_bytes=64 << 20)
-#: Longest write, as ``core.plan.PIECE``.
-_MOST_BYTES = 1 << 20
+#: What that cell may say: the bytes of its plans, and around them some forty for each write.
+_LIMITS = Limits(cpu_seconds=600, wall_seconds=1800, reply_bytes=MOST_REPLY + (8 << 20))
+_MISSING = object()
 #: What a job may say, besides ``filename``: the parameters of ``create`` of that name.
 KEYS = ("size", "format", "options", "backing", "backing_format", "open_backing")
 
@@ -56,93 +60,71 @@ def create_many(
         SandboxError: no cell can be started. Whatever is about one image is yielded.
     """
     isolation = (isolation or Isolation()).for_operation()
-    waiting: list[Prepared | CreateResult | InstarError] = []
+    waiting: list[Prepared | InstarError] = []
     for job in jobs:
-        if _names_others(job):
-            yield from _make_all(waiting, isolation)
-            waiting = []
-        waiting.append(_prepare(job, isolation, generation, secrets))
-        if len(waiting) >= together:
+        try:
+            words = _words(job)
+            open_backing = bool(words.pop("open_backing"))
+            request = read(**words, generation=generation, as_qemu=False)  # type: ignore[arg-type]
+            if alone := "backing_file" in request.settings.values:
+                # It may be one of the images that are to be made before.
+                yield from _make_all(waiting, isolation)
+                waiting = []
+            one: Prepared | InstarError = prepare(
+                request,
+                open_backing=open_backing,
+                isolation=isolation,
+                generation=generation,
+                as_qemu=False,
+                # Also where it names none: what a program holds is nothing for a cell that looks at a backing file.
+                secrets=secrets,
+            )
+        except InstarError as error:
+            if _is_no_cell(error):
+                raise
+            one, alone = error, False
+        waiting.append(one)
+        if alone or len(waiting) >= together:
             yield from _make_all(waiting, isolation)
             waiting = []
     yield from _make_all(waiting, isolation)
 
 
-def _prepare(
-    job: Mapping[str, object], isolation: Isolation, generation: tuple[int, int], secrets: Mapping[str, bytes] | None
-) -> Prepared | CreateResult | InstarError:
-    """Judge a job; carry out at once one that cannot share a cell."""
-    try:
-        words = _words(job)
-        prepared = prepare(
-            **words,  # type: ignore[arg-type]
-            isolation=isolation,
-            generation=generation,
-            as_qemu=False,
-            # Also where it names none: what a program holds is nothing for a cell that looks at a backing file.
-            secrets=secrets,
-        )
-        if prepared.secret is None and prepared.request.row.name != "raw" and not _names_others(job):
-            return prepared
-        return carry_out(prepared, isolation)
-    except InstarError as error:
-        return error
+def _shares(one: Prepared) -> bool:
+    """Tell whether an image can be planned together with others."""
+    return one.secret is None and one.request.row.name != "raw" and one.request.backing is None
 
 
-def _names_others(job: Mapping[str, object]) -> bool:
-    """Tell whether a job names other files, which may be those of jobs before it."""
-    options = job.get("options")
-    named = options if isinstance(options, dict) else [pair[0] for pair in _pairs(options)]
-    return job.get("backing") is not None or "backing_file" in named or "data_file" in named
-
-
-def _pairs(options: object) -> list[tuple[str, str | None]]:
-    """Return options that are given as pairs; what is none is left out."""
-    return [
-        (pair[0], pair[1])
-        for pair in (options if isinstance(options, (list, tuple)) else ())
-        if isinstance(pair, (list, tuple))
-        and len(pair) == 2
-        and type(pair[0]) is str
-        and (pair[1] is None or type(pair[1]) is str)
-    ]
-
-
-def _words(job: Mapping[str, object]) -> dict[str, object]:
-    """Return what ``prepare`` takes of a job.
+def _words(job: object) -> dict[str, object]:
+    """Return what ``create.read`` takes of a job, and ``open_backing``.
 
     Raises:
         OptionError: ``bad-job``, it is none.
     """
+    if not isinstance(job, Mapping):
+        raise OptionError("bad-job", f"a job is a mapping, not of type {type(job).__name__}")
     if unknown := [str(key) for key in job if key not in ("filename", *KEYS)]:
-        raise OptionError("bad-job", f"a job has no key '{unknown[0]}'; it has filename, {', '.join(KEYS)}")
-    words = {
-        "path": job.get("filename"),
-        "size": job.get("size"),
-        "format": job.get("format", "raw"),
-        "options": job.get("options", {}),
-        "backing": job.get("backing"),
-        "backing_format": job.get("backing_format"),
-        "open_backing": job.get("open_backing", True),
-    }
-    for key, kinds, optional in (
-        ("path", (str,), False),
-        ("size", (int, str), True),
-        ("format", (str,), False),
-        ("options", (dict, list, tuple), False),
-        ("backing", (str,), True),
-        ("backing_format", (str,), True),
-        ("open_backing", (bool,), False),
+        raise OptionError(
+            "bad-job", f"a job has no key '{printable(unknown[0], 80)}'; it has filename, {', '.join(KEYS)}"
+        )
+    words: dict[str, object] = {}
+    for key, kinds, default in (
+        ("filename", (str, bytes, os.PathLike), _MISSING),
+        ("size", (int, str), None),
+        ("format", (str,), "raw"),
+        ("options", (Mapping, list, tuple), ()),
+        ("backing", (str, bytes, os.PathLike), None),
+        ("backing_format", (str,), None),
+        ("open_backing", (bool,), True),
     ):
-        value = words[key]
-        if (type(value) not in kinds) and not (optional and value is None):
-            name = "filename" if key == "path" else key
-            said = "is missing" if value is None else f"is not of type {' or '.join(kind.__name__ for kind in kinds)}"
-            raise OptionError("bad-job", f"a job's '{name}' {said}")
-    options = words["options"]
-    pairs: list[tuple[object, object]] = [*options.items()] if isinstance(options, dict) else [*_pairs(options)]
-    if len(pairs) != len(options):  # type: ignore[arg-type]
-        raise OptionError("bad-job", "a job's 'options' has something that is no pair of a name and a text")
+        value = job.get(key, default)
+        if value is not default and (not isinstance(value, kinds) or (type(value) is bool and bool not in kinds)):
+            raise OptionError("bad-job", f"a job's '{key}' cannot be of type {type(value).__name__}")
+        words[key] = os.fsdecode(value) if isinstance(value, (bytes, os.PathLike)) else value
+    if words["filename"] is _MISSING:
+        raise OptionError("bad-job", "a job's 'filename' is missing")
+    words["path"] = words.pop("filename")
+    words["options"] = pairs = _pairs(words["options"])
     for text in (words["path"], words["backing"], words["backing_format"], *(text for pair in pairs for text in pair)):
         try:
             str(text).encode("utf-8", "surrogateescape")
@@ -151,27 +133,53 @@ def _words(job: Mapping[str, object]) -> dict[str, object]:
     return words
 
 
-def _make_all(
-    waiting: list[Prepared | CreateResult | InstarError], isolation: Isolation
-) -> Iterator[CreateResult | InstarError]:
-    """Have one cell plan all that wait for it, and write what it says, one after another."""
+def _pairs(options: object) -> list[tuple[str, str | None]]:
+    """Return options as pairs as typed.
+
+    Raises:
+        OptionError: ``bad-job``.
+    """
+    pairs: list[tuple[str, str | None]] = []
+    named = isinstance(options, Mapping)
+    for pair in options.items() if isinstance(options, Mapping) else options:  # type: ignore[attr-defined]
+        key, value = pair if isinstance(pair, (list, tuple)) and len(pair) == 2 else (None, None)
+        if named and isinstance(value, int):
+            value = ("on" if value else "off") if isinstance(value, bool) else str(value)
+        if not isinstance(key, str) or not (isinstance(value, str) or (value is None and not named)):
+            raise OptionError("bad-job", "a job's 'options' has something that is no pair of a name and a text")
+        pairs.append((key, value))
+    return pairs
+
+
+def _make_all(waiting: list[Prepared | InstarError], isolation: Isolation) -> Iterator[CreateResult | InstarError]:
+    """Have one cell plan all that can share it, then make one image after another.
+
+    Raises:
+        SandboxError: ``unavailable``.
+    """
     try:
-        rows = _plan([one for one in waiting if isinstance(one, Prepared)], isolation)
-    except SandboxError as error:
-        if error.kind == "unavailable":
-            raise
-        rows = {}  # whichever was too much for the cell that all share: in cells of their own only that one fails
+        planned = _plan([one for one in waiting if isinstance(one, Prepared) and _shares(one)], isolation)
+    except SandboxError:
+        planned = {}  # whichever was too much for the cell that all share: in cells of their own only that one fails
     for one in waiting:
-        if isinstance(one, Prepared):
-            try:
-                yield _make(one, rows[id(one)], isolation) if rows else carry_out(one, isolation)
-            except InstarError as error:
-                yield error
-        else:
-            yield one
+        try:
+            if isinstance(one, InstarError):
+                yield one
+            elif id(one) in planned:
+                yield _make(one, planned[id(one)], isolation)
+            else:
+                yield carry_out(one, isolation)
+        except InstarError as error:
+            if _is_no_cell(error):
+                raise
+            yield error
 
 
-def _plan(several: list[Prepared], isolation: Isolation) -> dict[int, Wire]:
+def _is_no_cell(error: InstarError) -> bool:
+    return isinstance(error, SandboxError) and error.kind == "unavailable"
+
+
+def _plan(several: list[Prepared], isolation: Isolation) -> dict[int, dict[str, Any]]:
     """Return the cell's row for each."""
     if not several:
         return {}
@@ -186,64 +194,65 @@ def _plan(several: list[Prepared], isolation: Isolation) -> dict[int, Wire]:
     for job, alike in groups.values():
         seeds: list[Wire] = [[os.urandom(SEED_BYTES), now, base_name(one.request)] for one in alike]
         asked.append({**job, "seeds": seeds})
-    rows = call("create-many", {"groups": asked}, [], isolation=isolation, limits=_LIMITS, path="")
-    if not isinstance(rows, list) or len(rows) != len(several):
+    rows: Any = call("create-many", {"groups": asked}, [], isolation=isolation, limits=_LIMITS, path="")
+    if len(rows) != len(several):
         raise SandboxError("protocol", "the cell's reply cannot be used: it has not one row for each image")
-    found: dict[int, Wire] = {}
+    found: dict[int, dict[str, Any]] = {}
     left = iter(rows)
     for _, alike in groups.values():
-        last: Wire = None
+        last: dict[str, Any] = {"alone": True}
         for one in alike:
             row = next(left)
-            last = last if isinstance(row, dict) and "same" in row else row
-            found[id(one)] = last
+            found[id(one)] = last = last if "same" in row else row
     return found
 
 
-def _make(prepared: Prepared, row: Wire, isolation: Isolation) -> CreateResult:
+def _make(prepared: Prepared, row: dict[str, Any], isolation: Isolation) -> CreateResult:
     """Make one image out of what the cell says of it."""
-    request = prepared.request
+    if "alone" in row:
+        return carry_out(prepared, isolation)
+    request, writes = prepared.request, row["writes"]
     bounds = bounds_of(request, prepared.options)
-    file_bytes = max(bound.length for bound in bounds)
     try:
-        if not isinstance(row, dict):
-            raise WireError("a row is none")
-        if "error" in row:
-            raise error_of(take(row, "error", dict), request.path, _LIMITS)
-        if "alone" in row:
-            return carry_out(prepared, isolation)
-        writes = take(row, "writes", list)
-        with Outputs(strip_file_protocol(request.path), prepared.companions) as outputs:
-            outputs.begin()
-            warnings = prepare_files(request, outputs)
-            for write in writes:
-                number, offset, data = _write_of(write, len(outputs), file_bytes)
-                try:
-                    _write(outputs[number].fd, offset, data)
-                except OSError as error:
-                    raise host_error(error, outputs[number].path, "write it") from None
-            result = finish(request, outputs, prepared.options, [row["ok"]], bounds, warnings)
-            outputs.commit()
-            result.isolation = isolation.weakest
-            return result
+        _judge(writes, [bound.length for bound in bounds], [False, *(c.keep for c in prepared.companions)])
     except WireError as fault:
         raise SandboxError("protocol", f"the cell's reply cannot be used: {fault}", path=request.path) from None
+    with Outputs(strip_file_protocol(request.path), prepared.companions) as outputs:
+        outputs.begin()
+        warnings = prepare_files(request, outputs)
+        for file, offset, length, content in writes:
+            output = outputs[file]
+            try:
+                # In a file the zeros are holes; a device has something there.
+                _write(output.fd, offset, content.ljust(length, b"\0") if output.is_device else content)
+            except OSError as error:
+                raise host_error(error, output.path, "write it") from None
+        result = finish(request, outputs, prepared.options, [row["ok"]], bounds, warnings)
+        outputs.commit()
+        result.isolation = isolation.weakest
+        return result
 
 
-def _write_of(write: Wire, files: int, file_bytes: int) -> tuple[int, int, bytes]:
-    """Return the file's number, the offset and the bytes of a write.
+def _judge(writes: list[list[Any]], lengths: list[int], kept: list[bool]) -> None:
+    """Judge the writes of one image.
 
     Raises:
-        WireError: it is none, or leaves the file.
+        WireError: one leaves its file, or is in one that is kept; a byte is written twice; there is too much.
     """
-    if not isinstance(write, list) or len(write) != 4:
-        raise WireError("a write is none")
-    number, offset, length, data = write
-    if type(number) is not int or type(offset) is not int or type(length) is not int or type(data) is not bytes:
-        raise WireError("a write is none")
-    if not 0 <= number < files or not len(data) <= length <= _MOST_BYTES or not 0 <= offset <= file_bytes - length:
-        raise WireError("a write out of bounds")
-    return number, offset, data.ljust(length, b"\0")
+    spans: list[list[tuple[int, int]]] = [[] for _ in lengths]
+    total = 0
+    for file, offset, length, content in writes:
+        end = offset + length
+        if file >= len(lengths) or kept[file] or end > lengths[file] or len(content) > length:
+            raise WireError("a write out of bounds")
+        total += length
+        spans[file].append((offset, end))
+    if total > MOST_BYTES:
+        raise WireError("more is written than together with others")
+    for span in spans:
+        span.sort()
+        if any(start < end for (_, end), (start, _) in pairwise(span)):
+            raise WireError("a byte is written twice")
 
 
 def _write(fd: int, offset: int, data: bytes) -> None:

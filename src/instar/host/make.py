@@ -9,9 +9,7 @@ import os
 import time
 
 from instar.core.errors import OptionError, SandboxError, printable
-from instar.core.schema import number, record, rows
 from instar.core.units import INT64_MAX, SECTOR, align_up
-from instar.core.wire import WireError, take, take_size
 from instar.host.cells import call
 from instar.host.files import host_error, set_extent_size_hint, set_nocow
 from instar.host.names import strip_file_protocol
@@ -22,6 +20,7 @@ from instar.sandbox.cell import MAX_FILES, Grant, Limits
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
     from instar.core.options import Value
     from instar.core.plan import Bound
@@ -40,15 +39,6 @@ SEED_BYTES = 64
 _DEVICE_HEAD = 1 << 20
 #: Longest reply of a cell that makes one image: its totals, or an error.
 REPLY_BYTES = 64 << 10
-#: What a cell says of an image. ``sizes`` has one of each file.
-totals = record(
-    {
-        "virtual_size": number(INT64_MAX),
-        "unit": number(INT64_MAX),
-        "sizes": rows(number(INT64_MAX), REPLY_BYTES, least=1),
-        "metadata_bytes": number(INT64_MAX),
-    }
-)
 
 
 class CreateResult:
@@ -220,9 +210,9 @@ def _run_cell(
     reservations: Reservations,
     numbers: list[int],
     isolation: Isolation,
-) -> Wire:
+) -> dict[str, Any]:
     """Let a cell write the files ``numbers``; return its reply."""
-    return call(
+    reply: Any = call(
         "create",
         {**args, "files": list(numbers)},
         [Grant(outputs[n].fd, "w", 0, outputs[n].path) for n in numbers],
@@ -238,6 +228,8 @@ def _run_cell(
         path=request.path,
         serve=lambda asked: reservations.serve(asked, numbers),
     )
+    totals: dict[str, Any] = reply
+    return totals
 
 
 def what_of(request: Request, options: Mapping[str, Value]) -> dict[str, Wire]:
@@ -274,7 +266,7 @@ def finish(
     request: Request,
     outputs: Outputs,
     options: Mapping[str, Value],
-    replies: list[Wire],
+    replies: list[dict[str, Any]],
     bounds: list[Bound],
     warnings: list[tuple[str, str]],
 ) -> CreateResult:
@@ -283,25 +275,20 @@ def finish(
     Raises:
         SandboxError: ``protocol``, the reply is none.
     """
-    try:
-        for reply in replies:
-            totals(reply)
-        sizes = take(replies[0], "sizes", list)
-        if len(sizes) != len(bounds) or any(size > bound.length for size, bound in zip(sizes, bounds, strict=True)):
-            raise WireError("a file size out of bounds")
-        if any(take(reply, "sizes", list) != sizes for reply in replies):
-            raise WireError("two cells gave the files different sizes")
-    except WireError as error:
-        raise SandboxError("protocol", f"the cell's reply cannot be used: {error}", path=request.path) from None
+    first = replies[0]
+    sizes: list[int] = first["sizes"]
+    if len(sizes) != len(bounds) or any(size > bound.length for size, bound in zip(sizes, bounds, strict=True)):
+        detail = "the cell's reply cannot be used: a file size out of bounds"
+        raise SandboxError("protocol", detail, path=request.path)
     result = CreateResult(
         request,
         outputs,
         sizes,
         options,
-        virtual_size=take_size(replies[0], "virtual_size"),
+        virtual_size=first["virtual_size"],
         unit_name=request.row.unit_name,
-        unit=take_size(replies[0], "unit"),
-        metadata_bytes=sum(take_size(reply, "metadata_bytes") for reply in replies),
+        unit=first["unit"],
+        metadata_bytes=sum(reply["metadata_bytes"] for reply in replies),
         warnings=warnings,
     )
     for output, (_, size) in zip(outputs, result.files, strict=True):

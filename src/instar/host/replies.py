@@ -11,6 +11,7 @@ import sys
 from instar.core.errors import IMAGE_KINDS, MAX_DETAIL
 from instar.core.finding import REPORT
 from instar.core.schema import by_key, choice, data, flag, mapping, number, optional, record, row, rows, text, word
+from instar.core.units import INT64_MAX
 from instar.core.wire import WireError
 from instar.formats import TABLE
 
@@ -78,16 +79,16 @@ def facts(value: Wire) -> None:
     sys.modules[module].SHAPE(value)
 
 
+_LENGTH = number(INT64_MAX)
 _CREATED = record(
     {
-        "virtual_size": number(),
-        "unit": number(),
-        "sizes": rows(number(), _MAX_PARTS),
-        "metadata_bytes": number(),
-    },
-    {"unit_name": text(40)},
+        "virtual_size": _LENGTH,
+        "unit": _LENGTH,
+        "sizes": rows(_LENGTH, _MAX_PARTS, least=1),
+        "metadata_bytes": _LENGTH,
+    }
 )
-_WRITE = row(number(_MAX_PARTS), number(), number(_MAX_WRITE), data(_MAX_WRITE))
+_WRITE = row(number(_MAX_PARTS), _LENGTH, number(_MAX_WRITE, least=1), data(_MAX_WRITE))
 
 
 def _planned(value: Wire) -> None:
@@ -99,7 +100,6 @@ def _planned(value: Wire) -> None:
 _NO_PLAN = choice()
 _PLANNED: dict[str, Check] = {
     "ok": record({"ok": _CREATED, "writes": rows(_WRITE, _MAX_WRITES)}),
-    "error": record({"error": _PLANNER_ERROR}),
     "alone": record({"alone": flag}),
     "same": record({"same": flag}),
 }
@@ -124,12 +124,11 @@ _REQUESTS: dict[str, Check] = {
                 {
                     "do": word(),
                     "file": number(_MAX_PARTS),
-                    "offset": number(),
-                    "length": number(),
+                    "offset": _LENGTH,
+                    "length": number(INT64_MAX, least=1),
                     "mode": choice("falloc", "full"),
                 }
             ),
-            "progress": record({"do": word(), "done": number()}),
         },
     ),
 }
