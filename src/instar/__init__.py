@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from instar.core.errors import HostError, ImageError, InstarError, InternalError, OptionError, SandboxError
+    from instar.host.arguments import Fd
     from instar.host.check import CheckResult, check
     from instar.host.configuration import Configuration, read_configuration
     from instar.host.create import CreateResult, create
@@ -25,6 +26,7 @@ _NAMES = {
     "info": "instar.host.info",
     "info_chain": "instar.host.info",
     "ImageInfo": "instar.host.info",
+    "Fd": "instar.host.arguments",
     "check": "instar.host.check",
     "CheckResult": "instar.host.check",
     "read_configuration": "instar.host.configuration",
@@ -45,6 +47,7 @@ __all__ = [
     "CheckResult",
     "Configuration",
     "CreateResult",
+    "Fd",
     "HostError",
     "ImageError",
     "ImageInfo",

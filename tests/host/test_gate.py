@@ -437,7 +437,9 @@ class TestOwnFolder:
     def test_is_none_of_a_file_without_a_name(self, place: Place) -> None:
         with open_image(str(place.image)) as image:
             image.home = None
-            for name in (b"base", bytes(place.home / "base"), b"/etc/passwd"):
+            with pytest.raises(ImageError, match="a descriptor has no folder"):
+                Gate(image, (str(place.home),)).open(b"base", relative_to=None)
+            for name in (bytes(place.home / "base"), b"/etc/passwd"):
                 with pytest.raises(ImageError, match="--allow-path="):
                     Gate(image).open(name, relative_to=None)
             with Gate(image, (str(place.home),)).open(bytes(place.home / "base"), relative_to=None) as file:

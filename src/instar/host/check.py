@@ -6,20 +6,23 @@ from instar.core import NEWEST
 from instar.core.errors import SandboxError
 from instar.core.finding import REPORT, Report
 from instar.core.wire import WireError
+from instar.host.arguments import flag_of, folders_of, generation_of, isolation_of, word_of
 from instar.host.budget import Budget
 from instar.host.describe import describe
 from instar.host.files import open_source
 from instar.host.gate import Gate
 from instar.host.names import as_source
-from instar.sandbox.cell import Isolation, Limits
+from instar.sandbox.cell import Limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from instar.core.wire import Wire
+    from instar.host.arguments import Fd, Path
     from instar.host.names import Source
     from instar.host.window import Window
+    from instar.sandbox.cell import Isolation
 
 #: A check reads all metadata: 16 million L2 entries for each TiB of a fully allocated qcow2.
 CHECK_LIMITS = Limits(memory=512 << 20, cpu_seconds=600, wall_seconds=1800, requests=1, serving_seconds=60)
@@ -101,11 +104,11 @@ class CheckResult:
 
 
 def check(
-    path: str | Source | Window,
+    path: Path | Fd | Window | Source,
     *,
     format: str | None = None,
-    allow: Sequence[str] = (),
-    isolation: Isolation | None = None,
+    allow: Path | Iterable[Path] = (),
+    isolation: Isolation | str | None = None,
     generation: tuple[int, int] = NEWEST,
     force_share: bool = False,
     as_qemu: bool = False,
@@ -116,13 +119,14 @@ def check(
         ImageError: it cannot be opened as an image at all, or its format has nothing to check
             (``unsupported-feature``, for raw).
         HostError, SandboxError: see ``instar.core.errors``.
-        OptionError: ``path`` is a window that is not in its file.
+        OptionError: an argument is of a type or a value that it cannot be; ``path`` is a window outside its file.
     """
+    format = word_of(format, "format")
+    folders, isolation = folders_of(allow), isolation_of(isolation).for_operation()
+    generation, force_share = generation_of(generation), flag_of(force_share, "force_share")
     source = as_source(path)
-    path = path if isinstance(path, str) else source.path
     image = open_source(source)
-    image.path = path
-    isolation = (isolation or Isolation()).for_operation()
+    shown = image.path = path if isinstance(path, str) else source.path
     with (
         image,
         describe(
@@ -130,7 +134,7 @@ def check(
             operation="check",
             format=format or source.format,
             isolation=isolation,
-            gate=Gate(image, tuple(allow)),
+            gate=Gate(image, folders),
             generation=generation,
             budget=Budget(CHECK_LIMITS),
             share=force_share,
@@ -140,8 +144,8 @@ def check(
         ) as found,
     ):
         try:
-            result = CheckResult(path, found.facts.format, found.value["report"])
+            result = CheckResult(shown, found.facts.format, found.value["report"])
             result.isolation = isolation.weakest
             return result
         except WireError as error:
-            raise SandboxError("protocol", f"the cell's reply cannot be used: {error}", path=path) from None
+            raise SandboxError("protocol", f"the cell's reply cannot be used: {error}", path=shown) from None

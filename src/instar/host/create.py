@@ -6,8 +6,20 @@ Law: no target is touched before everything has been checked, and then replaced 
 from __future__ import annotations
 
 from instar.core import NEWEST
-from instar.core.errors import OptionError
+from instar.core.errors import InstarError, OptionError
 from instar.core.units import UINT64_MAX
+from instar.host.arguments import (
+    Target,
+    backing_of,
+    flag_of,
+    format_of,
+    function_of,
+    generation_of,
+    isolation_of,
+    options_of,
+    secrets_of,
+    word_of,
+)
 from instar.host.make import CreateResult, make_in_cell, make_raw
 from instar.host.names import strip_file_protocol
 from instar.host.outputs import Outputs
@@ -20,6 +32,7 @@ if TYPE_CHECKING:
 
     from instar.core.options import Value
     from instar.core.plan import Companion
+    from instar.host.arguments import Fd, Options, Path
     from instar.host.request import Request
     from instar.host.space import Progress
     from instar.host.window import Window
@@ -28,15 +41,15 @@ __all__ = ["CreateResult", "create"]
 
 
 def create(
-    path: str,
+    path: Path | Fd,
     size: int | str | None = None,
     *,
     format: str = "raw",
-    options: Mapping[str, object] | Iterable[tuple[str, str | None]] = (),
-    backing: str | Window | None = None,
+    options: Options = (),
+    backing: Path | Window | None = None,
     backing_format: str | None = None,
     open_backing: bool = True,
-    isolation: Isolation | None = None,
+    isolation: Isolation | str | None = None,
     generation: tuple[int, int] = NEWEST,
     as_qemu: bool = False,
     announce: Callable[[Request], None] | None = None,
@@ -47,16 +60,17 @@ def create(
     """Create an image.
 
     Args:
-        path: the file to make. An existing one is replaced, and only by a complete image. (Some images consist of
-            several files; their names follow from this one and the options.)
+        path: the file to make: a path (text, bytes, ``os.PathLike``), or an ``Fd`` of an empty file, which is filled.
+            An existing one is replaced, and only by a complete image. (Some images consist of several files; their
+            names follow from this one and the options.)
         size: of the virtual disk in bytes, or text with a suffix; the backing file's if ``None``.
         format: a name of ``instar.formats``.
-        options: creation options, by name (values may be ``str``, ``int`` or ``bool``), or pairs as typed.
+        options: creation options, by name (values may be ``str``, ``int``, ``bool`` or a path), or pairs as typed.
         backing: name of the backing file, recorded as it is, looked up from the folder of ``path``; of a window the
             name that QEMU opens it by is recorded, in which a relative path is seen from the working folder.
         backing_format: its format; required with ``backing``.
         open_backing: look at the backing file (in a cell). Without that, ``size`` is required.
-        isolation: the kind of cell; the strongest there is if ``None``.
+        isolation: the kind of cell, or its name; the strongest there is if ``None``.
         generation: the qemu-img version whose rules are wanted, where versions differ.
         as_qemu: accept exactly the names and options that qemu-img has, also those without effect.
         announce: called once, when all words have been read and before anything is made.
@@ -67,29 +81,43 @@ def create(
     Raises:
         OptionError, ImageError, HostError, SandboxError: see ``instar.core.errors``. Every target is then as it was.
     """
-    isolation = (isolation or Isolation()).for_operation()
-    request = read(
-        path,
-        size,
-        format=format,
-        options=options,
-        backing=backing if backing is None or isinstance(backing, str) else backing.as_name(),
-        backing_format=backing_format,
-        generation=generation,
-        as_qemu=as_qemu,
-        warn=warn,
-    )
-    prepared = prepare(
-        request,
-        open_backing=open_backing,
-        isolation=isolation,
-        generation=generation,
-        as_qemu=as_qemu,
-        announce=announce,
-        secrets=secrets,
-        warn=warn,
-    )
-    return carry_out(prepared, isolation, progress)
+    target, generation = Target(path), generation_of(generation)
+    isolation = isolation_of(isolation).for_operation()
+    pairs, name, as_qemu = options_of(options), backing_of(backing), flag_of(as_qemu, "as_qemu")
+    warn = function_of(warn, "warn")
+    for named in (name, *(text for key, text in pairs if key == "backing_file")):
+        target.judge_backing(named)
+    try:
+        request = read(
+            target.path,
+            size,
+            format=format_of(format),
+            options=pairs,
+            backing=name,
+            backing_format=word_of(backing_format, "backing_format"),
+            generation=generation,
+            as_qemu=as_qemu,
+            warn=warn,
+        )
+        prepared = prepare(
+            request,
+            open_backing=flag_of(open_backing, "open_backing"),
+            isolation=isolation,
+            generation=generation,
+            as_qemu=as_qemu,
+            announce=function_of(announce, "announce"),
+            secrets=secrets_of(secrets),
+            warn=warn,
+        )
+        target.judge_companions(prepared.companions)
+        result = carry_out(prepared, isolation, function_of(progress, "progress"))
+    except InstarError as error:
+        target.call(error)
+        raise
+    if target.is_descriptor:
+        result.filename = target.shown
+        result.files = [(target.shown, size) for _, size in result.files]
+    return result
 
 
 class Prepared:

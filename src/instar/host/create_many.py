@@ -16,6 +16,19 @@ from instar.core import NEWEST
 from instar.core.errors import InstarError, OptionError, SandboxError, printable
 from instar.core.wire import WireError
 from instar.guest.create_many import MOST_BYTES, MOST_REPLY
+from instar.host.arguments import (
+    all_of,
+    backing_of,
+    count_of,
+    flag_of,
+    format_of,
+    generation_of,
+    isolation_of,
+    options_of,
+    secrets_of,
+    text_of,
+    word_of,
+)
 from instar.host.cells import call
 from instar.host.create import Prepared, carry_out, prepare, read
 from instar.host.files import host_error
@@ -37,7 +50,6 @@ if TYPE_CHECKING:
 TOGETHER = 256
 #: What that cell may say: the bytes of its plans, and around them some forty for each write.
 _LIMITS = Limits(cpu_seconds=600, wall_seconds=1800, reply_bytes=MOST_REPLY + (8 << 20))
-_MISSING = object()
 #: What a job may say, besides ``filename``: the parameters of ``create`` of that name.
 KEYS = ("size", "format", "options", "backing", "backing_format", "open_backing")
 
@@ -45,7 +57,7 @@ KEYS = ("size", "format", "options", "backing", "backing_format", "open_backing"
 def create_many(
     jobs: Iterable[Mapping[str, object]],
     *,
-    isolation: Isolation | None = None,
+    isolation: Isolation | str | None = None,
     generation: tuple[int, int] = NEWEST,
     secrets: Mapping[str, bytes] | None = None,
     together: int = TOGETHER,
@@ -59,9 +71,11 @@ def create_many(
     Raises:
         SandboxError: no cell can be started. Whatever is about one image is yielded.
     """
-    isolation = (isolation or Isolation()).for_operation()
+    isolation, generation = isolation_of(isolation).for_operation(), generation_of(generation)
+    secrets = secrets_of(secrets)
+    together = count_of(together, "together")
     waiting: list[Prepared | InstarError] = []
-    for job in jobs:
+    for job in all_of(jobs, "jobs"):
         try:
             words = _words(job)
             open_backing = bool(words.pop("open_backing"))
@@ -107,48 +121,24 @@ def _words(job: object) -> dict[str, object]:
         raise OptionError(
             "bad-job", f"a job has no key '{printable(unknown[0], 80)}'; it has filename, {', '.join(KEYS)}"
         )
-    words: dict[str, object] = {}
-    for key, kinds, default in (
-        ("filename", (str, bytes, os.PathLike), _MISSING),
-        ("size", (int, str), None),
-        ("format", (str,), "raw"),
-        ("options", (Mapping, list, tuple), ()),
-        ("backing", (str, bytes, os.PathLike), None),
-        ("backing_format", (str,), None),
-        ("open_backing", (bool,), True),
-    ):
-        value = job.get(key, default)
-        if value is not default and (not isinstance(value, kinds) or (type(value) is bool and bool not in kinds)):
-            raise OptionError("bad-job", f"a job's '{key}' cannot be of type {type(value).__name__}")
-        words[key] = os.fsdecode(value) if isinstance(value, (bytes, os.PathLike)) else value
-    if words["filename"] is _MISSING:
+    if "filename" not in job:
         raise OptionError("bad-job", "a job's 'filename' is missing")
-    words["path"] = words.pop("filename")
-    words["options"] = pairs = _pairs(words["options"])
-    for text in (words["path"], words["backing"], words["backing_format"], *(text for pair in pairs for text in pair)):
+    path = text_of(job["filename"], "filename")
+    backing, pairs = backing_of(job.get("backing")), options_of(job.get("options", ()))
+    for text in (path, backing, *(text for pair in pairs for text in pair)):
         try:
-            str(text).encode("utf-8", "surrogateescape")
+            (text or "").encode("utf-8", "surrogateescape")
         except UnicodeEncodeError:
             raise OptionError("bad-job", "a job has half a character in a text (a surrogate by itself)") from None
-    return words
-
-
-def _pairs(options: object) -> list[tuple[str, str | None]]:
-    """Return options as pairs as typed.
-
-    Raises:
-        OptionError: ``bad-job``.
-    """
-    pairs: list[tuple[str, str | None]] = []
-    named = isinstance(options, Mapping)
-    for pair in options.items() if isinstance(options, Mapping) else options:  # type: ignore[attr-defined]
-        key, value = pair if isinstance(pair, (list, tuple)) and len(pair) == 2 else (None, None)
-        if named and isinstance(value, int):
-            value = ("on" if value else "off") if isinstance(value, bool) else str(value)
-        if not isinstance(key, str) or not (isinstance(value, str) or (value is None and not named)):
-            raise OptionError("bad-job", "a job's 'options' has something that is no pair of a name and a text")
-        pairs.append((key, value))
-    return pairs
+    return {
+        "path": path,
+        "size": job.get("size"),
+        "format": format_of(job.get("format", "raw")),
+        "options": pairs,
+        "backing": backing,
+        "backing_format": word_of(job.get("backing_format"), "backing_format"),
+        "open_backing": flag_of(job.get("open_backing", True), "open_backing"),
+    }
 
 
 def _make_all(waiting: list[Prepared | InstarError], isolation: Isolation) -> Iterator[CreateResult | InstarError]:

@@ -207,7 +207,8 @@ class _Lock:
         row = None if format is None else find(format)
         #: what the caller says, or a cell has announced or answered
         self._format = None if row is None else row.name
-        self._matters = read or not share
+        # On a file that is shared with the caller they would be the caller's, and end with ours.
+        self._matters = (read or not share) and not image.is_shared
         #: which locks are right depends on the format, so a cell that has found it is to say it first
         self.waits = self._matters and format is None
         if self._matters and format is not None:

@@ -153,6 +153,9 @@ class OpenFile:
         "whole",
     )
 
+    #: The open file is shared with the caller of the library, whose image locks they would be.
+    is_shared = False
+
     def __init__(self, path: str, fd: int, *, home: str | None) -> None:
         status = os.fstat(fd)
         self.path = path
@@ -228,13 +231,21 @@ def open_pinned(pinned: Pinned, path: str, *, home: str | None, action: str = "o
         raise
 
 
+class SharedFile(OpenFile):
+    """The file of a descriptor that could only be copied."""
+
+    __slots__ = ()
+    is_shared = True
+
+
 def open_source(source: Source, *, action: str = "open") -> OpenFile:
     """Open the file of an image, as ``open_image`` does, and have it begin and end where the image does.
 
     Raises:
-        HostError: as ``open_image``. OptionError: the image cannot lie there.
+        HostError: as ``open_image``. OptionError: the image cannot lie there; ``bad-descriptor``, it is that of a
+            descriptor that cannot be read.
     """
-    image = open_image(source.path, action=action)
+    image = open_image(source.path, action=action) if source.fd is None else _open_again(source.fd, source.path, action)
     if source.view is not None:
         try:
             source.view.narrow(image)
@@ -242,6 +253,23 @@ def open_source(source: Source, *, action: str = "open") -> OpenFile:
             image.close()
             raise
     return image
+
+
+def _open_again(fd: int, path: str, action: str) -> OpenFile:
+    """Open the file of a descriptor."""
+    from instar.host.arguments import check_descriptor
+
+    status = os.fstat(check_descriptor(fd, path, writing=False))
+    refuse_no_file(status, path, action)
+    try:
+        # Opened once more it has an offset and locks of its own.
+        return OpenFile(path, above_stdio(os.open(f"/proc/self/fd/{fd}", _TO_READ)), home=None)
+    except OSError as error:  # whoever handed it over may have had the right to open it, and nobody here
+        if not stat.S_ISREG(status.st_mode):
+            raise host_error(error, path, action) from None
+        import fcntl
+
+        return SharedFile(path, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3), home=None)
 
 
 def open_stream(path: str) -> int:

@@ -79,7 +79,11 @@ class Gate:
         if self._roots is None:
             self._roots = self._find_roots()
         if relative_to is None and not text.startswith("/"):
-            raise self._denied(text)
+            raise ImageError(
+                "denied",
+                "reference",
+                f"the image names '{printable(text, 200)}', and a descriptor has no folder in which that could be",
+            )
         path = text if relative_to is None else os.path.join(_folder_of(relative_to), text)
         named = path
         for _ in range(_MAX_LINKS):

@@ -5,23 +5,25 @@ from __future__ import annotations
 from instar.core import NEWEST
 from instar.core.errors import HostError, ImageError, InstarError, printable
 from instar.core.units import SECTOR, align_up
+from instar.host.arguments import flag_of, folders_of, generation_of, isolation_of, word_of
 from instar.host.describe import describe, info_budget
 from instar.host.files import extent_size_hint, open_source
 from instar.host.gate import Gate, blame
 from instar.host.names import as_source, combine
-from instar.sandbox.cell import Isolation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from instar.core.qjson import Json
     from instar.core.wire import Wire
+    from instar.host.arguments import Fd, Path
     from instar.host.budget import Budget
     from instar.host.describe import Described
     from instar.host.files import OpenFile
     from instar.host.names import Source
     from instar.host.window import View, Window
+    from instar.sandbox.cell import Isolation
 
 #: Longest backing chain that is followed; QEMU itself fails somewhere below that.
 MAX_CHAIN = 200
@@ -189,11 +191,11 @@ class ImageInfo:
 
 
 def info(
-    path: str | Source | Window,
+    path: Path | Fd | Window | Source,
     *,
     format: str | None = None,
-    allow: Sequence[str] = (),
-    isolation: Isolation | None = None,
+    allow: Path | Iterable[Path] = (),
+    isolation: Isolation | str | None = None,
     generation: tuple[int, int] = NEWEST,
     force_share: bool = False,
     as_qemu: bool = False,
@@ -201,10 +203,10 @@ def info(
     """Describe one image; its backing file is named, never opened.
 
     Args:
-        path: the image: a file, or a window into one.
+        path: the image: a path (text, bytes, ``os.PathLike``), an ``Fd``, or a window into a file.
         format: its format; detected if ``None``. ``raw`` always means raw.
-        allow: folders, beside the image's own, from which files that the image names (extents) may be opened.
-        isolation: the kind of cell; the strongest there is if ``None``.
+        allow: folders, or one, beside the image's own, from which files that the image names (extents) may be opened.
+        isolation: the kind of cell, or its name; the strongest there is if ``None``.
         generation: the qemu-img version whose answers are wanted, where versions differ.
         force_share: look also at an image that another program has open for writing; without, that is a
             ``HostError`` with ``lock``.
@@ -212,13 +214,21 @@ def info(
 
     Raises:
         ImageError, HostError, SandboxError: see ``instar.core.errors``.
-        OptionError: ``path`` is a window that is not in its file.
+        OptionError: an argument is of a type or a value that it cannot be; ``path`` is a window outside its file.
     """
+    format = word_of(format, "format")
+    folders, isolation = folders_of(allow), isolation_of(isolation)
+    generation, force_share = generation_of(generation), flag_of(force_share, "force_share")
     source = as_source(path)
+    image = _open(path, source)
+    gate, format = Gate(image, folders), format or source.format
+    return _one(image, format, gate, isolation, generation, force_share, as_qemu, view=source.view)
+
+
+def _open(path: object, source: Source) -> OpenFile:
     image = open_source(source)
     image.path = path if isinstance(path, str) else source.path
-    gate, format = Gate(image, tuple(allow)), format or source.format
-    return _one(image, format, gate, isolation or Isolation(), generation, force_share, as_qemu, view=source.view)
+    return image
 
 
 def _one(
@@ -256,11 +266,11 @@ def _one(
 
 
 def info_chain(
-    path: str | Source | Window,
+    path: Path | Fd | Window | Source,
     *,
     format: str | None = None,
-    allow: Sequence[str] = (),
-    isolation: Isolation | None = None,
+    allow: Path | Iterable[Path] = (),
+    isolation: Isolation | str | None = None,
     generation: tuple[int, int] = NEWEST,
     force_share: bool = False,
     as_qemu: bool = False,
@@ -271,9 +281,12 @@ def info_chain(
     for a chain that loops, ``too-large`` for one longer than ``MAX_CHAIN`` or with more than ``MAX_CHAIN_ROWS``.
     The images above the one at fault are in ``error.described``.
     """
+    format = word_of(format, "format")
+    folders, isolation = folders_of(allow), isolation_of(isolation)
+    generation, force_share = generation_of(generation), flag_of(force_share, "force_share")
     chain: list[ImageInfo] = []
     try:
-        _follow(chain, path, format, tuple(allow), isolation or Isolation(), generation, force_share, as_qemu)
+        _follow(chain, path, format, folders, isolation, generation, force_share, as_qemu)
     except InstarError as error:
         error.described = tuple(chain)
         raise
@@ -282,9 +295,9 @@ def info_chain(
 
 def _follow(
     chain: list[ImageInfo],
-    path: str | Source | Window,
+    path: Path | Fd | Window | Source,
     format: str | None,
-    allow: tuple[str, ...],
+    folders: tuple[str, ...],
     isolation: Isolation,
     generation: tuple[int, int],
     force_share: bool,
@@ -292,9 +305,8 @@ def _follow(
 ) -> None:
     """Describe an image and what is behind it, and append each to ``chain``."""
     source = as_source(path)
-    image = open_source(source)
-    image.path = path if isinstance(path, str) else source.path
-    gate, format = Gate(image, allow), format or source.format
+    image = _open(path, source)
+    gate, format = Gate(image, folders), format or source.format
     budget = info_budget()
     chain.append(
         _one(image, format, gate, isolation, generation, force_share, as_qemu, budget=budget, view=source.view)

@@ -10,7 +10,9 @@ from instar.core.errors import OptionError, plain_file_hint, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from instar.host.window import View, Window
+    from collections.abc import Callable
+
+    from instar.host.window import View
 
 
 def protocol_of(name: str) -> str | None:
@@ -53,11 +55,12 @@ class Source:
     """What the name of an image stands for: ``path`` of a plain file, and the ``format`` that it says, if it says one.
 
     ``protocol`` is true if the file is to be seen as a file, and not as an image in it (driver ``file``); ``view`` says
-    where in the file the image lies, if it is not simply all of it. For showing are ``name``, the file's as it was
-    given, and ``secret``: the option that names a secret, and that name.
+    where in the file the image lies, if it is not simply all of it. With ``fd`` the file is that of a descriptor, and
+    ``path`` only says how to call it. For showing are ``name``, the file's as it was given, and ``secret``: the option
+    that names a secret, and that name.
     """
 
-    __slots__ = ("format", "name", "path", "protocol", "secret", "view")
+    __slots__ = ("fd", "format", "name", "path", "protocol", "secret", "view")
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class Source:
         name: str | None = None,
         secret: tuple[str, str] | None = None,
         view: View | None = None,
+        fd: int | None = None,
     ) -> None:
         self.path = path
         self.format = format
@@ -75,13 +79,25 @@ class Source:
         self.name = path if name is None else name
         self.secret = secret
         self.view = view
+        self.fd = fd
 
 
-def as_source(path: str | Source | Window) -> Source:
-    """Return what the library was given for an image as a ``Source``; a text is a plain name, or ``file:`` and one."""
-    if isinstance(path, str):
+def as_source(path: object) -> Source:
+    """Return what the library was given for an image as a ``Source``; a text is a plain name, or ``file:`` and one.
+
+    Raises:
+        OptionError: ``bad-path``, it is nothing that an image can be in.
+    """
+    if type(path) is str:
         return Source(strip_file_protocol(path))
-    return path if isinstance(path, Source) else path.as_source()
+    if isinstance(path, Source):
+        return path
+    make: Callable[[], Source] | None = getattr(path, "as_source", None)
+    if make is not None:
+        return make()
+    from instar.host.arguments import text_of
+
+    return Source(strip_file_protocol(text_of(path)))
 
 
 def source_of(name: str, *, format: str | None = None, generation: tuple[int, int] = NEWEST) -> Source:

@@ -12,6 +12,7 @@ from instar.core.errors import OptionError, plain_file_hint, printable
 from instar.core.options import Option, Settings, read_settings
 from instar.core.units import INT64_MAX, parse_size
 from instar.formats import creatable, find
+from instar.host.arguments import options_of, size_of
 from instar.host.names import protocol_of, strip_file_protocol
 
 TYPE_CHECKING = False
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from instar.core.options import Value
     from instar.core.plan import Backing, Bound, Companion
     from instar.formats import Format
+    from instar.host.arguments import Options
     from instar.host.chain import Behind
 
 _MiB = 1 << 20
@@ -267,17 +269,14 @@ def file_preallocation(settings: Settings) -> str:
         raise OptionError("bad-file-choice", error.detail, **error.values) from None
 
 
-def as_pairs(options: Mapping[str, object] | Iterable[tuple[str, str | None]]) -> list[tuple[str, str | None]]:
+def as_pairs(options: Options | Mapping[str, object]) -> list[tuple[str, str | None]]:
     """Turn a caller's options into pairs as typed.
 
     Raises:
-        OptionError: ``option-text``, a value has characters that no file and no image can hold (lone surrogates).
+        OptionError: ``bad-options``; ``option-text``, a value has characters that no file and no image can hold (lone
+            surrogates).
     """
-    items = getattr(options, "items", None)
-    if items is None:
-        pairs: list[tuple[str, str | None]] = list(options)  # type: ignore[arg-type]
-    else:
-        pairs = [(key, ("on" if value else "off") if isinstance(value, bool) else str(value)) for key, value in items()]
+    pairs = options_of(options)
     for key, text in pairs:
         try:
             (text or "").encode("utf-8", "surrogateescape")
@@ -294,10 +293,11 @@ def read_size(size: int | str | None, generation: tuple[int, int] = NEWEST) -> i
     Raises:
         OptionError: ``bad-image-size``, ``image-size-out-of-range``.
     """
+    size = size_of(size)
     if size is None:
         return None
     try:
-        value = parse_size(size, generation) if isinstance(size, str) else int(size)
+        value = parse_size(size, generation) if isinstance(size, str) else size
     except ValueError:
         raise OptionError(
             "bad-image-size",

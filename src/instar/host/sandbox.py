@@ -13,7 +13,7 @@ import sys
 
 from instar.core.errors import EXIT_SANDBOX, HostError, InternalError, OptionError, SandboxError
 from instar.core.wire import WireError, decode, encode, take, take_optional, take_size
-from instar.sandbox.cell import Isolation
+from instar.host.arguments import flag_of, isolation_of
 from instar.sandbox.kvm.device import DEVICE
 from instar.sandbox.posix import safe_pipe
 from instar.sandbox.selftest import KINDS
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from instar.core.wire import Wire
+    from instar.sandbox.cell import Isolation
 
 _SIGKILL = 9
 _CHUNK = 1 << 16
@@ -117,7 +118,7 @@ class SelfTestResult:
         return f"SelfTestResult({self.isolation!r}, taken={self.taken!r}, passed={self.passed})"
 
 
-def self_test(*, isolation: Isolation | None = None, quick: bool = False) -> SelfTestResult:
+def self_test(*, isolation: Isolation | str | None = None, quick: bool = False) -> SelfTestResult:
     """Start cells of each kind that ``isolation`` may take, and try what they must do and must not do.
 
     Some thirty cells of each kind, one after another: seconds; ``quick`` leaves out the two trials that wait for a
@@ -128,7 +129,7 @@ def self_test(*, isolation: Isolation | None = None, quick: bool = False) -> Sel
         HostError: there is no memory for the files that the cells are granted.
         SandboxError: ``unavailable``; no process can be started for it.
     """
-    asked = isolation or Isolation()
+    asked, quick = isolation_of(isolation), flag_of(quick, "quick")
     if asked.name == "none":
         raise OptionError(
             "bad-isolation",
