@@ -56,7 +56,6 @@ NAMED = (
         "^create -b",
     ),
     Named("An encrypted image is checked without its key.", RECORDED, " encrypted ", "^check"),
-    Named("Faults of a VMDK are told in words of instar's own.", RECORDED, "/vmdk grain past", "^check", ("err",)),
     Named(
         "Parallels: `check` of a cluster outside of the file ends by a failed assertion; instar goes on and counts.",
         RECORDED[2:],

@@ -57,6 +57,8 @@ def test_image_and_words_are_the_same(case: Case, small: SmallProcess, tmp_path:
 
     def command(kind: str, *words: str) -> None:
         code, *texts = small.call(isolated.command, [f"--isolation={kind}", *words], str(folder))
+        # JSON says which kind it was.
+        texts = [text.replace(f'"isolation": "{kind}"', '"isolation": "its own"') for text in texts]
         # What the host says of a file's storage changes while the system writes it to its disk.
         said[kind].append((code, *map(without_storage, texts)))
 
@@ -86,7 +88,9 @@ def test_image_and_words_are_the_same(case: Case, small: SmallProcess, tmp_path:
         command(kind, "check", "-v", *raw, "image")
         command(kind, "check", "--output=json", *raw, "image")
     assert said["kvm"] == said["process"]
-    assert "isolation" not in repr(said), "an operation has passed the machine over"
+    assert "isolation: " not in repr(said).replace('"isolation": "its own"', ""), (
+        "an operation has passed the machine over"
+    )
 
 
 def broken(data: bytes, format: str) -> Iterator[bytes]:

@@ -24,9 +24,9 @@ class Using(Isolation):
 
     __slots__ = ("seen", "use")
 
-    name = "fake"
-
     def __init__(self, use: Callable[[], object]) -> None:
+        super().__init__("process")
+        self.name = "fake"
         self.use = use
         self.seen: list[Limits] = []
 

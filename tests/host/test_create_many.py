@@ -81,7 +81,7 @@ def test_job_of_strange_texts_is_its_own_fault(tmp_path: Path) -> None:
         {**job, "filename": f"{tmp_path}/\0", "backing": __file__, "backing_format": "raw"},
         {**job, "options": [1]},
         {**job, "options": [["cluster_size"]]},
-        {**job, "options": [["cluster_size", 65536]]},
+        {**job, "options": [["cluster_size", [65536]]]},
         {**job, "options": {"data_file": "\ud800"}},
     ]
     results = make([{**job, "filename": f"{tmp_path}/0"}, *bad, {**job, "filename": f"{tmp_path}/1"}])

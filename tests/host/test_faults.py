@@ -24,6 +24,7 @@ import pytest
 from tests.support import extents, same_bytes
 
 import instar
+from instar.cli.session import NO_WALLS
 from instar.core.errors import HostError
 from instar.formats import creatable
 from instar.host.create_many import create_many
@@ -172,7 +173,8 @@ def attempt(
     killed = any("SIGKILL" in fault for _, fault in faults) and (
         done.returncode == -signal.SIGKILL or "killed by SIGKILL" in traced
     )
-    return Outcome(done.returncode, done.stderr, killed or "(INJECTED)" in traced, folder)
+    said = done.stderr.removeprefix(f"{NO_WALLS}\n")
+    return Outcome(done.returncode, said, killed or "(INJECTED)" in traced, folder)
 
 
 @functools.cache

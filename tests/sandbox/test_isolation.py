@@ -185,7 +185,7 @@ class TestFallingOver:
         self, owner: object, name: str, value: object, said: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         use(monkeypatch, _echo)
-        fork, before, forks = os.fork, getattr(owner, name), []
+        fork, before, forks = posix.fork, getattr(owner, name), []
 
         def fork_and_mend() -> int:
             forks.append(1)
@@ -193,7 +193,7 @@ class TestFallingOver:
                 monkeypatch.setattr(owner, name, before)
             return fork()
 
-        monkeypatch.setattr(os, "fork", fork_and_mend)
+        monkeypatch.setattr(posix, "fork", fork_and_mend)
         monkeypatch.setattr(owner, name, value)
         cell = Isolation("auto", single_threaded=True).open()
         assert cell.run(b"job", [], Limits(), serve_nothing) == b"job"
@@ -259,7 +259,7 @@ class TestFallingOver:
         use(monkeypatch, guest)
         isolation = Isolation("auto", single_threaded=True)
         with pytest.raises(SandboxError, match="no further cell"):
-            isolation.open().run(b"", [], Limits(), serve)
+            isolation.open().run(b"", [], Limits(requests=1), serve)
         assert asked == ["question"]
         assert isolation.said == []
 

@@ -122,7 +122,7 @@ class Output:
                 raise FileNotFoundError(errno.ENOENT, "")
             return
         with target.found as found:
-            refuse_no_file(found.status, self.path, "create it")
+            refuse_no_file(found.status, self.path, "open it" if self.keep else "create it")
             # Whoever may not write the old file may not replace it either, whatever the folder allows.
             self._old_fd = found.open(_READ_WRITE | os.O_NONBLOCK | os.O_NOCTTY)
         self._old = os.fstat(self._old_fd)

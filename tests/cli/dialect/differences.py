@@ -51,7 +51,7 @@ def target_stays(line: str, version: Version, want: Answer) -> Answer:
 
 
 def names_are_escaped(line: str, version: Version, want: Answer) -> Answer:
-    """Escapes control characters and bytes that are no text in what it prints."""
+    """Escapes in what it prints for people whatever a terminal acts on or does not show."""
     for word in words(line):
         if word and printable(word) != word:
             want["out"] = want["out"].replace(word, printable(word))
