@@ -48,6 +48,8 @@ def _counting(needles: Callable[[], list[bytes]]) -> Guest:
     libc = ctypes.CDLL(None)
     libc.memmem.restype = ctypes.c_void_p
     libc.memmem.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t)
+    libc.sbrk.restype = ctypes.c_void_p
+    libc.sbrk.argtypes = (ctypes.c_ssize_t,)
     maps: list[list[str]] = []
 
     def look_at_maps() -> None:
@@ -63,6 +65,8 @@ def _counting(needles: Callable[[], list[bytes]]) -> Guest:
                 if rights[0] != "r" or rights[3] == "s" or (rest[3:] and rest[3].startswith(("[vvar", "[vsys"))):
                     continue
                 at, end = (int(text, 16) for text in span.split("-"))
+                if rest[-1] == "[heap]":  # the C library may have given back its end since
+                    end = min(end, libc.sbrk(0))
                 while at < end and (found := libc.memmem(at, end - at, needle, len(needle))):
                     count += found != address_of(needle)
                     at = found + 1

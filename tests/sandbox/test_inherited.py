@@ -197,10 +197,7 @@ class TestCommandLine:
     def test_has_nothing_of_the_environment_in_its_cells(self, kind: str, tmp_path: Path) -> None:
         (tmp_path / "image").write_bytes(bytes(512))
         secrets = {"AWS_SECRET_ACCESS_KEY": CANARY[::-1], "X": f"before {CANARY[::-1]} after"}
-        for _ in range(5):  # what it searches has been listed before it starts, and may be gone by then
-            done = run_exploited("tests.sandbox.guests:canaries", "info", "image", kind=kind, cwd=tmp_path, **secrets)
-            if done.code == 0:
-                break
+        done = run_exploited("tests.sandbox.guests:canaries", "info", "image", kind=kind, cwd=tmp_path, **secrets)
         assert (done.code, done.err) == (0, "")
         assert "virtual size: 0 B" in done.out
 
