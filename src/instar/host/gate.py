@@ -14,7 +14,6 @@ import stat
 
 from instar.core.errors import MAX_DETAIL, HostError, ImageError, printable, shell_word
 from instar.host.files import OpenFile, Pinned, bad_name, host_error, open_pinned
-from instar.host.mounts import is_made_up
 from instar.host.names import combine, protocol_of
 
 TYPE_CHECKING = False
@@ -173,6 +172,8 @@ def _folders_of(image: OpenFile) -> set[str]:
     """
     if image.home is None or image.is_device:
         return set()
+    from instar.host.mounts import is_made_up
+
     found: set[str] = set()
     last = ""
     for last in _steps(image.home):

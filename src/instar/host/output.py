@@ -17,7 +17,6 @@ import stat
 from instar.core.errors import HostError
 from instar.host import temporary
 from instar.host.files import bad_name, host_error, refuse_no_file
-from instar.host.mounts import mount_of
 from instar.host.target import NoFolder, find_target
 from instar.sandbox.posix import above_stdio, hold_signals, let_signals
 
@@ -177,6 +176,8 @@ class Output:
                 self.in_place = "a new file could not be given its owner"
 
     def _why_not_replaced(self, old: os.stat_result) -> str | None:
+        from instar.host.mounts import mount_of
+
         folder = os.fstat(self._dir)
         if mount_of(self._old_fd) != mount_of(self._dir):
             return "it is a mount point"
