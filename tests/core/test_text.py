@@ -27,8 +27,12 @@ def test_table_has_all_controls_and_all_that_turn_text_round() -> None:
             assert escaped(char) != char, f"{ord(char):x}"
 
 
-def test_what_is_escaped_is_not_printable_to_python_which_the_fast_way_relies_on() -> None:
-    assert not any(chr(code).isprintable() for first, last in UNSAFE for code in range(first, last + 1))
+def test_all_of_the_table_is_escaped_also_what_python_takes_for_a_letter() -> None:
+    for first, last in UNSAFE:
+        for code in (first, last):
+            assert chr(code) not in escaped(f"a{chr(code)}b")
+    assert escaped("a\u3164b\ufe0f") == "a\\u3164b\\ufe0f"
+    assert not any(chr(code).isprintable() for first, last in UNSAFE if last < 0x80 for code in range(first, last + 1))
 
 
 def test_lines_keep_their_ends_and_nothing_else() -> None:

@@ -9,22 +9,30 @@ a\x1b[2Jb\u202ec\U000e0041
 
 from __future__ import annotations
 
-#: First and last, but for surrogates: control characters (Unicode's Cc), and those of its Cf, Zl and Zp that have no
-#: picture of their own: bidirectional ones, joiners, fillers, tags, separators of lines.
+#: First and last, but for surrogates: control characters (Unicode's Cc), and what has no picture of its own: those of
+#: Cf, Zl and Zp (bidirectional ones, joiners, tags, separators of lines) and all of Default_Ignorable_Code_Point
+#: (fillers, variation selectors); the empty Braille pattern.
 UNSAFE = (
     (0x00, 0x1F),
     (0x7F, 0x9F),
     (0xAD, 0xAD),
+    (0x34F, 0x34F),
     (0x61C, 0x61C),
-    (0x180E, 0x180E),
+    (0x115F, 0x1160),
+    (0x17B4, 0x17B5),
+    (0x180B, 0x180F),
     (0x200B, 0x200F),
     (0x2028, 0x202E),
     (0x2060, 0x206F),
+    (0x2800, 0x2800),
+    (0x3164, 0x3164),
+    (0xFE00, 0xFE0F),
     (0xFEFF, 0xFEFF),
+    (0xFFA0, 0xFFA0),
     (0xFFF0, 0xFFFB),
     (0x1BCA0, 0x1BCA3),
     (0x1D173, 0x1D17A),
-    (0xE0000, 0xE007F),
+    (0xE0000, 0xE0FFF),
 )
 #: Surrogates; of these the ones that stand for a byte that is not UTF-8.
 _SURROGATES, _BYTES = range(0xD800, 0xE000), range(0xDC80, 0xDD00)
@@ -34,8 +42,7 @@ _table: dict[int, str] = {}
 
 def escaped(text: str) -> str:
     """Return a text with its unsafe characters escaped, line ends too."""
-    # Nothing of the table is printable by Python's own judgement, which takes no time.
-    return text if text.isprintable() else text.translate(_escapes())
+    return text if text.isascii() and text.isprintable() else text.translate(_escapes())
 
 
 def escaped_lines(text: str) -> str:

@@ -149,7 +149,7 @@ def _make_all(waiting: list[Prepared | InstarError], isolation: Isolation) -> It
     """
     try:
         planned = _plan([one for one in waiting if isinstance(one, Prepared) and _shares(one)], isolation)
-    except SandboxError:
+    except InstarError:
         planned = {}  # whichever was too much for the cell that all share: in cells of their own only that one fails
     for one in waiting:
         try:

@@ -147,7 +147,7 @@ def judge_reply(operation: str, value: Wire) -> dict[str, Any]:
     Raises:
         WireError: it is no reply to this operation.
     """
-    error = _PLANNER_ERROR if operation in ("create", "create-many") else _ERROR
+    error = _PLANNER_ERROR if operation == "create" else _ERROR
     if isinstance(value, dict) and len(value) == 1:
         if "ok" in value:
             _VALUES[operation](value["ok"])
