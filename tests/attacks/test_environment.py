@@ -157,11 +157,6 @@ def test_variable_of_100_kib_is_in_no_cell(tmp_path: Path) -> None:
     assert "found 0 in " in _scan(tmp_path, "--isolation=process", "info", _image(tmp_path), **variables)
 
 
-def test_text_of_an_argument_that_is_not_used_is_in_no_cell(tmp_path: Path) -> None:
-    said = _scan(tmp_path, "--isolation=process", "info", _image(tmp_path), f"--trace={SECRET}")
-    assert "found 0 in " in said or "trace" in said, said
-
-
 # --- from outside: the real program, honest cells ---
 
 
